@@ -33,7 +33,7 @@ pub(crate) struct Measured {
 }
 
 /// Input of all ways of counting.
-struct Request<'a> {
+struct PromptInput<'a> {
     settings: &'a Tokenize,
     scan: &'a Scan,
     body: &'a [u8],
@@ -63,7 +63,7 @@ pub(crate) fn tokenize(
     let tokenizer = parsed.model.and_then(|(_, entry)| entry.tokenizer.as_deref());
     let salt = salt(scan, body, parsed.model.map(|(name, _)| &**name).unwrap_or_default());
     let limit = parsed.model.and_then(|(_, entry)| entry.max_model_len);
-    let request = Request { settings, scan, body, tokenizer, estimator, salt, limit };
+    let request = PromptInput { settings, scan, body, tokenizer, estimator, salt, limit };
     let measured = match scan.prompt {
         Prompt::Absent => Measured::default(),
         Prompt::TokenIds(count, _) => request.ids_given(count),
@@ -84,7 +84,7 @@ fn salt(scan: &Scan, body: &[u8], model: &str) -> u64 {
     chain_salt(model, salt)
 }
 
-impl Request<'_> {
+impl PromptInput<'_> {
     fn ids_given(&self, count: u32) -> Measured {
         let ids = self.scan.token_ids(self.body);
         match ids {

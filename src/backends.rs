@@ -70,12 +70,12 @@ struct RemoveArgs {
 
 /// `/v1/backends`, as far as the list shows it.
 #[derive(Deserialize)]
-struct Backends {
-    backends: Vec<Backend>,
+struct BackendList {
+    backends: Vec<BackendRow>,
 }
 
 #[derive(Deserialize)]
-struct Backend {
+struct BackendRow {
     name: String,
     url: String,
     engine: String,
@@ -88,7 +88,7 @@ struct Backend {
 
 /// Answer to a change.
 #[derive(Deserialize)]
-struct Change {
+struct ChangeAnswer {
     joined: usize,
     left: usize,
     replaced: usize,
@@ -104,11 +104,15 @@ pub fn run(args: &Args) -> Result<(), OperateError> {
         Action::Add(args) => {
             let answer = args.admin.ask("POST", "/v1/backends", &entry(args).to_string())?;
             let name = &args.name;
-            say(&match read::<Change>(&answer)? {
+            say(&match read::<ChangeAnswer>(&answer)? {
                 _ if args.json => answer,
-                Change { replaced: 1.., .. } => format!("{name} replaces the backend of its name"),
-                Change { joined: 1.., .. } => format!("{name} joins; it is used once it answers"),
-                Change { .. } => format!("{name} is in force already"),
+                ChangeAnswer { replaced: 1.., .. } => {
+                    format!("{name} replaces the backend of its name")
+                }
+                ChangeAnswer { joined: 1.., .. } => {
+                    format!("{name} joins; it is used once it answers")
+                }
+                ChangeAnswer { .. } => format!("{name} is in force already"),
             });
         }
         Action::Remove(args) => {
@@ -116,14 +120,14 @@ pub fn run(args: &Args) -> Result<(), OperateError> {
             let path = format!("/v1/backends/{}{query}", args.name);
             let answer = args.admin.ask("DELETE", &path, "")?;
             let name = &args.name;
-            say(&match read::<Change>(&answer)? {
+            say(&match read::<ChangeAnswer>(&answer)? {
                 _ if args.json => answer,
-                Change { left: 1.., .. } => {
+                ChangeAnswer { left: 1.., .. } => {
                     format!(
                         "{name} gets no new requests and leaves once its requests have finished"
                     )
                 }
-                Change { .. } => format!("{name} is leaving already"),
+                ChangeAnswer { .. } => format!("{name} is leaving already"),
             });
         }
     }
@@ -151,13 +155,13 @@ fn read<'a, T: Deserialize<'a>>(body: &'a str) -> Result<T, OperateError> {
     serde_json::from_str(body).map_err(|error| OperateError::Strange(error.to_string()))
 }
 
-fn table(all: &Backends) -> String {
+fn table(all: &BackendList) -> String {
     let line = |name: &str, engine: &str, role: &str, health: &str, url: &str| {
         format!("{name:<20} {engine:<20} {role:<9} {health:<8} {url}")
     };
     let mut lines = vec![line("backend", "engine", "role", "health", "url")];
     for backend in &all.backends {
-        let Backend { name, url, engine, version, role, health, leaving } = backend;
+        let BackendRow { name, url, engine, version, role, health, leaving } = backend;
         let engine = format!("{engine} {}", version.as_deref().unwrap_or(""));
         let health = if *leaving { "leaving" } else { health };
         lines.push(line(name, engine.trim_end(), role.as_str(), health, url));

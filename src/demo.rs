@@ -71,18 +71,18 @@ const READY_MAX: Seconds = Seconds(5.0);
 
 /// Policy of the proxy in one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Policy {
+enum DemoPolicy {
     /// Roles follow the demand.
     Tidegate,
     /// Fixed number of prefill engines; no late binding, no use of TPOT slack.
     Static(usize),
 }
 
-impl Policy {
+impl DemoPolicy {
     fn name(self) -> String {
         match self {
-            Policy::Tidegate => "tidegate".to_owned(),
-            Policy::Static(prefills) => format!("static:{prefills}"),
+            DemoPolicy::Tidegate => "tidegate".to_owned(),
+            DemoPolicy::Static(prefills) => format!("static:{prefills}"),
         }
     }
 }
@@ -112,10 +112,10 @@ pub fn run(args: Args) -> Result<(), DemoError> {
     );
     let runtime = tokio::runtime::Runtime::new()?;
     let prefix_cache = args.scenario == Scenario::Agents;
-    let load = Load { trace, profile, slo, fails, prefix_cache };
-    let (fixed, looks) = runtime.block_on(one(Policy::Static(prefills), &load, None))?;
+    let load = DemoLoad { trace, profile, slo, fails, prefix_cache };
+    let (fixed, looks) = runtime.block_on(one(DemoPolicy::Static(prefills), &load, None))?;
     let beside = Some(("fixed split", looks));
-    let (tidegate, _) = runtime.block_on(one(Policy::Tidegate, &load, beside))?;
+    let (tidegate, _) = runtime.block_on(one(DemoPolicy::Tidegate, &load, beside))?;
     let reports = [tidegate, fixed];
     print_table(&reports);
     result::print(&reports[0], &reports[1], &load);
@@ -126,7 +126,7 @@ pub fn run(args: Args) -> Result<(), DemoError> {
 }
 
 /// What both policies serve.
-struct Load {
+struct DemoLoad {
     trace: Trace,
     profile: Profile,
     slo: Slo,
@@ -138,11 +138,11 @@ struct Load {
 
 /// Runs one policy on a fresh set of engines.
 async fn one(
-    policy: Policy,
-    of: &Load,
+    policy: DemoPolicy,
+    of: &DemoLoad,
     beside: Option<(&str, Vec<Look>)>,
 ) -> Result<(Report, Vec<Look>), DemoError> {
-    let Load { trace, profile, slo, fails, prefix_cache } = of;
+    let DemoLoad { trace, profile, slo, fails, prefix_cache } = of;
     let mut engines = start(EmulatorConfig {
         count: ENGINES,
         profile: *profile,

@@ -12,13 +12,13 @@ use tidegate_types::{Seconds, Tokens};
 pub struct Args {
     /// Engine whose protocol is emulated
     #[arg(long, value_enum, default_value = "vllm")]
-    engine: Kind,
+    engine: EngineArg,
     /// vLLM's kv_connector; bootstrap server and side channel use the engine's listening port
     #[arg(long, value_enum, default_value = "nixl")]
-    connector: Connector,
+    connector: ConnectorArg,
     /// vLLM's kv_role
     #[arg(long, value_enum, default_value = "kv_both", value_name = "ROLE")]
-    kv_role: Role,
+    kv_role: KvRoleArg,
     /// Number of data-parallel ranks of a Mooncake engine
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     data_parallel_size: u16,
@@ -45,7 +45,7 @@ pub struct Args {
     max_model_len: u64,
     /// Behaviour of a decode engine when the KV transfer fails
     #[arg(long, value_enum, default_value = "fail")]
-    kv_load_failure_policy: Policy,
+    kv_load_failure_policy: LoadFailureArg,
     /// Lease of prefilled KV: time within which it must be fetched
     #[arg(long, default_value_t = 30.0, value_name = "SECONDS", value_parser = seconds)]
     kv_lease_seconds: f64,
@@ -79,7 +79,7 @@ pub struct Args {
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Kind {
+enum EngineArg {
     Vllm,
     Sglang,
     Trtllm,
@@ -89,7 +89,7 @@ enum Kind {
 /// vLLM's `kv_connector`.
 #[derive(Clone, Copy, clap::ValueEnum)]
 #[value(rename_all = "snake_case")]
-enum Connector {
+enum ConnectorArg {
     Nixl,
     NixlPush,
     Mooncake,
@@ -99,7 +99,7 @@ enum Connector {
 
 /// vLLM's `kv_role`.
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Role {
+enum KvRoleArg {
     #[value(name = "kv_both")]
     Both,
     #[value(name = "kv_producer")]
@@ -117,7 +117,7 @@ enum Mode {
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Policy {
+enum LoadFailureArg {
     Fail,
     Recompute,
 }
@@ -177,32 +177,32 @@ fn config(args: Args) -> EmulatorConfig {
         model: args.model,
         max_model_len: args.max_model_len,
         kind: match args.engine {
-            Kind::Vllm => EmulatedEngine::Vllm,
-            Kind::Sglang => EmulatedEngine::Sglang(match args.disaggregation_mode {
+            EngineArg::Vllm => EmulatedEngine::Vllm,
+            EngineArg::Sglang => EmulatedEngine::Sglang(match args.disaggregation_mode {
                 Mode::Null => SglangMode::Null,
                 Mode::Prefill => SglangMode::Prefill,
                 Mode::Decode => SglangMode::Decode,
             }),
-            Kind::Trtllm => EmulatedEngine::Trtllm,
-            Kind::Plain => EmulatedEngine::Plain,
+            EngineArg::Trtllm => EmulatedEngine::Trtllm,
+            EngineArg::Plain => EmulatedEngine::Plain,
         },
         connector: match args.connector {
-            Connector::Nixl => VllmConnector::Nixl,
-            Connector::NixlPush => VllmConnector::NixlPush,
-            Connector::Mooncake => VllmConnector::Mooncake,
-            Connector::Offloading => VllmConnector::Offloading,
-            Connector::SharedStore => VllmConnector::SharedStore,
+            ConnectorArg::Nixl => VllmConnector::Nixl,
+            ConnectorArg::NixlPush => VllmConnector::NixlPush,
+            ConnectorArg::Mooncake => VllmConnector::Mooncake,
+            ConnectorArg::Offloading => VllmConnector::Offloading,
+            ConnectorArg::SharedStore => VllmConnector::SharedStore,
         },
         kv_role: match args.kv_role {
-            Role::Both => VllmKvRole::Both,
-            Role::Producer => VllmKvRole::Producer,
-            Role::Consumer => VllmKvRole::Consumer,
+            KvRoleArg::Both => VllmKvRole::Both,
+            KvRoleArg::Producer => VllmKvRole::Producer,
+            KvRoleArg::Consumer => VllmKvRole::Consumer,
         },
         ranks: args.data_parallel_size,
         disagg_key: args.disagg_key,
         policy: match args.kv_load_failure_policy {
-            Policy::Fail => LoadFailurePolicy::Fail,
-            Policy::Recompute => LoadFailurePolicy::Recompute,
+            LoadFailureArg::Fail => LoadFailurePolicy::Fail,
+            LoadFailureArg::Recompute => LoadFailurePolicy::Recompute,
         },
         lease: Seconds(args.kv_lease_seconds),
         handshake_timeout: Seconds(args.handshake_timeout),

@@ -24,7 +24,7 @@ pub struct Args {
 }
 
 #[derive(Deserialize)]
-struct Request {
+struct ExplainedRequest {
     request_id: String,
     model: Option<String>,
     stage: String,
@@ -42,21 +42,21 @@ struct Request {
     #[serde(default)]
     duration_seconds: f64,
     #[serde(default)]
-    phases: Vec<Phase>,
+    phases: Vec<ExplainedPhase>,
     #[serde(default)]
-    targets: Numbers,
+    targets: ExplainedNumbers,
     #[serde(default)]
-    predicted: Numbers,
+    predicted: ExplainedNumbers,
     #[serde(default)]
-    observed: Numbers,
+    observed: ExplainedNumbers,
     #[serde(default)]
     choice: String,
     #[serde(default)]
-    candidates: Vec<Candidate>,
+    candidates: Vec<ExplainedCandidate>,
 }
 
 #[derive(Deserialize)]
-struct Phase {
+struct ExplainedPhase {
     name: String,
     start_seconds: f64,
     seconds: f64,
@@ -65,7 +65,7 @@ struct Phase {
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Numbers {
+struct ExplainedNumbers {
     queued_seconds: Option<f64>,
     backlog_seconds: Option<f64>,
     prefill_seconds: Option<f64>,
@@ -77,7 +77,7 @@ struct Numbers {
 }
 
 #[derive(Deserialize)]
-struct Candidate {
+struct ExplainedCandidate {
     backend: String,
     role: String,
     chosen: bool,
@@ -108,7 +108,9 @@ pub fn run(args: &Args) -> Result<(), OperateError> {
     let text = match (args.json, &args.request_id) {
         (true, _) => body + "\n",
         (false, Some(_)) => waterfall(&serde_json::from_str(&body).map_err(strange)?),
-        (false, None) => list(&serde_json::from_str::<Vec<Request>>(&body).map_err(strange)?),
+        (false, None) => {
+            list(&serde_json::from_str::<Vec<ExplainedRequest>>(&body).map_err(strange)?)
+        }
     };
     // A closed stdout (EPIPE) is ignored.
     write!(std::io::stdout(), "{text}").ok();
@@ -125,7 +127,7 @@ fn encoded(id: &str) -> String {
     id.bytes().map(letter).collect()
 }
 
-fn list(requests: &[Request]) -> String {
+fn list(requests: &[ExplainedRequest]) -> String {
     let mut text = format!(
         "{:<38} {:<12} {:>8} {:>8} {:>9} {:>9}  engines\n",
         "request", "outcome", "prompt", "output", "TTFT", "time"
@@ -151,7 +153,7 @@ fn list(requests: &[Request]) -> String {
     text
 }
 
-fn waterfall(request: &Request) -> String {
+fn waterfall(request: &ExplainedRequest) -> String {
     let paint = Paint::stdout();
     let model = request.model.as_deref().unwrap_or("no model");
     let Some(ended) = &request.ended else {
@@ -181,7 +183,7 @@ fn waterfall(request: &Request) -> String {
     text
 }
 
-fn bar(phase: &Phase, whole: f64, paint: Paint) -> String {
+fn bar(phase: &ExplainedPhase, whole: f64, paint: Paint) -> String {
     let cells = |seconds: f64| (seconds / whole.max(1e-9) * BAR as f64).round() as usize;
     let before = cells(phase.start_seconds).min(BAR - 1);
     let long = cells(phase.seconds).clamp(1, BAR - before);
@@ -204,8 +206,8 @@ fn bar(phase: &Phase, whole: f64, paint: Paint) -> String {
 }
 
 /// Predictions beside observations.
-fn beside(request: &Request, paint: Paint) -> String {
-    let Request { predicted, observed, targets, .. } = request;
+fn beside(request: &ExplainedRequest, paint: Paint) -> String {
+    let ExplainedRequest { predicted, observed, targets, .. } = request;
     let mut text =
         format!("  {:<16} {:>10} {:>10} {:>10}\n", "", "predicted", "observed", "target");
     let rows = [
@@ -228,7 +230,7 @@ fn beside(request: &Request, paint: Paint) -> String {
     text + &format!("  {:<16} {before:>10} {after:>10} {NONE:>10}\n", "cached tokens")
 }
 
-fn candidates(candidates: &[Candidate], paint: Paint) -> String {
+fn candidates(candidates: &[ExplainedCandidate], paint: Paint) -> String {
     if candidates.is_empty() {
         return String::new();
     }

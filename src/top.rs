@@ -27,27 +27,27 @@ pub struct Args {
 }
 
 #[derive(Deserialize)]
-struct Targets {
+struct TargetsAnswer {
     ttft_seconds: f64,
     tpot_seconds: f64,
-    models: Vec<Model>,
+    models: Vec<ModelTargets>,
 }
 
 #[derive(Deserialize)]
-struct Model {
+struct ModelTargets {
     requests: usize,
     attainment: f64,
-    ttft: Percentiles,
-    tpot: Percentiles,
+    ttft: PercentilesAnswer,
+    tpot: PercentilesAnswer,
 }
 
 #[derive(Deserialize)]
-struct Percentiles {
+struct PercentilesAnswer {
     p50: Option<f64>,
 }
 
 #[derive(Deserialize)]
-struct Flip {
+struct FlipEntry {
     at: f64,
     reason: String,
 }
@@ -110,9 +110,9 @@ fn read(admin: &Admin, screen: &mut Screen) -> Result<(), OperateError> {
     let strange = |error: serde_json::Error| OperateError::Strange(error.to_string());
     let fleet: FleetStatus =
         serde_json::from_str(&admin.ask("GET", "/v1/fleet", "")?).map_err(strange)?;
-    let targets: Targets =
+    let targets: TargetsAnswer =
         serde_json::from_str(&admin.ask("GET", "/v1/targets", "")?).map_err(strange)?;
-    let flips: Vec<Flip> =
+    let flips: Vec<FlipEntry> =
         serde_json::from_str(&admin.ask("GET", "/v1/plan/history", "")?).map_err(strange)?;
     let ready = if fleet.ready { "ready" } else { "NOT READY" };
     screen.title = format!(
@@ -133,7 +133,7 @@ fn read(admin: &Admin, screen: &mut Screen) -> Result<(), OperateError> {
 }
 
 /// The values of the model with the most requests.
-fn latencies(targets: &Targets, screen: &mut Screen) {
+fn latencies(targets: &TargetsAnswer, screen: &mut Screen) {
     let busiest = targets.models.iter().max_by_key(|model| model.requests);
     let put = |series: &mut ChartSeries, target: Option<f64>, value: Option<f64>| {
         series.target = target;

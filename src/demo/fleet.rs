@@ -6,11 +6,11 @@ use tidegate_settings::{Settings, joined};
 use tidegate_sim::Profile;
 use tidegate_types::Slo;
 
-use super::{DemoError, Policy};
+use super::{DemoError, DemoPolicy};
 
 /// Settings for `policy` over engines at `addresses`, and the data port.
 pub fn settings(
-    policy: Policy,
+    policy: DemoPolicy,
     addresses: &[SocketAddr],
     profile: &Profile,
     slo: &Slo,
@@ -24,7 +24,7 @@ pub fn settings(
         slo.tpot.get(),
         profile.chunk.get(),
     );
-    if policy != Policy::Tidegate {
+    if policy != DemoPolicy::Tidegate {
         // A conventional fixed split: each prompt is dispatched at once, roles never change.
         text += "spill = false\n[queue]\nroom_seconds = 1000\nhopeless_patience = 0\n\
                  [planner]\nenabled = false\n";
@@ -43,7 +43,7 @@ pub fn settings(
             decode.base.get(), decode.per_stream.get(), decode.free_streams, decode.per_kv_token.get(),
         )
         .ok();
-        if let Policy::Static(prefills) = policy {
+        if let DemoPolicy::Static(prefills) = policy {
             let role = if i < prefills { "prefill" } else { "decode" };
             write!(text, "role = \"{role}\"\npin = true\n").ok();
         }

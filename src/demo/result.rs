@@ -4,7 +4,7 @@
 use std::io::Write;
 use tidegate_sim::{Report, best_split};
 
-use super::{DRAIN, ENGINES, Load};
+use super::{DRAIN, DemoLoad, ENGINES};
 
 /// Largest fixed fleet that is tried, as a multiple of the demo's.
 const TRIED: usize = 2;
@@ -12,7 +12,7 @@ const TRIED: usize = 2;
 const SAME: f64 = 0.005;
 
 /// Prints the result.
-pub fn print(tidegate: &Report, fixed: &Report, load: &Load) {
+pub fn print(tidegate: &Report, fixed: &Report, load: &DemoLoad) {
     let mut out = std::io::stdout().lock();
     // A closed stdout (EPIPE) is ignored.
     writeln!(out, "\n{}", words(tidegate, fixed)).ok();
@@ -44,7 +44,7 @@ fn words(tidegate: &Report, fixed: &Report) -> String {
 }
 
 /// The smallest fixed fleet with the same attainment in the engine model.
-fn engines(attainment: f64, load: &Load) -> String {
+fn engines(attainment: f64, load: &DemoLoad) -> String {
     let end = load.trace.end() + DRAIN;
     let (have, most) = (usize::from(ENGINES), usize::from(ENGINES) * TRIED);
     let enough = |count: &usize| {
