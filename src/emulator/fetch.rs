@@ -114,7 +114,8 @@ impl Fetch {
                 Counters::add(&engine.counters.prompt_computed, computed.get());
                 Counters::add(&engine.counters.prompt_cached, self.local.get());
                 self.feed.set_kv(self.kv, self.local.get());
-                let sequence = Sequence { work: Work::Whole, cached: self.local, ..self.sequence };
+                let sequence =
+                    Sequence { work: Work::Colocated, cached: self.local, ..self.sequence };
                 let feed = Arc::clone(&self.feed);
                 engine.send_command(SchedulerCommand::Admit { sequence, feed, reserved: None });
             }

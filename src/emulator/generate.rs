@@ -153,7 +153,7 @@ fn begin(engine: Arc<EngineState>, ask: &GenerationRequest, ids: ResponseIds) ->
             let held = (ask.handoff == RequestedHandoff::Produce || offered.is_some())
                 && one
                 && index == 0;
-            let work = if held { Work::PrefillOnly } else { Work::Whole };
+            let work = if held { Work::PrefillOnly } else { Work::Colocated };
             let id = engine.next_sequence();
             let sequence =
                 Sequence { id, prompt: tokens, cached, output: Tokens(ask.output), work };

@@ -73,7 +73,7 @@ impl LoadProgress {
     pub(crate) fn gaps_of(&self, gaps: &[Seconds]) {
         let mut itl = self.itl.lock().unwrap_or_else(PoisonError::into_inner);
         for gap in gaps {
-            itl.note(*gap, 1);
+            itl.add(*gap, 1);
         }
     }
 

@@ -1,5 +1,5 @@
-//! Upper bound on the attainment of any scheduler, from a relaxation. Every step of the argument
-//! only raises the bound.
+//! Upper bound on the attainment of any scheduler, from a relaxation. Every step of the argument can
+//! only raise the bound.
 //!
 //! A request counts only if its prompt is prefilled within the TTFT target. The fleet therefore
 //! does prefill work alone: decoding, hand-offs, KV memory and TPOT cost nothing. Then
@@ -7,12 +7,12 @@
 //! 1. a prompt token costs its batched share: its compute, plus the least share of the fixed cost
 //!    of a step (a step takes at most `chunk` tokens);
 //! 2. a prompt whose prefill on an idle engine takes longer than the target is lost;
-//! 3. the other requests are fluids: any share may run on any engines at any time between arrival
-//!    and deadline, and a finished share of a request counts as that share.
+//! 3. the other requests are divisible: any share may run on any engine at any time between arrival
+//!    and deadline, and a completed share of a request counts as that share.
 //!
 //! The relaxed problem is a linear programme: work with release times and deadlines on one machine
 //! of speed N. Feasible sets of work form a polymatroid (Edmonds 1970), so the greedy algorithm is
-//! optimal: cheapest requests first, each as far as it fits. All windows have the same length, so
+//! optimal: shortest requests first, each as far as feasible. All windows have the same length, so
 //! work is feasible if for all s ≤ u: work arriving in [s, u] ≤ N × (u − s + window). Two segment
 //! trees over time answer this query. Time is cut into bins, and windows are widened to whole bins,
 //! which again only raises the bound.
@@ -55,9 +55,9 @@ fn costs(profile: &Profile, tokens: f64) -> (Seconds, Seconds) {
     (alone, compute + profile.t_base * (tokens / chunk))
 }
 
-/// Feasibility of prefill work.
+/// The prefill work added so far, and how much more is feasible.
 struct FeasibleWork {
-    /// Work that fits into one bin, in bins of engine time.
+    /// Engine time of one bin: bin width times engines.
     capacity: f64,
     /// Bins from an arrival to its deadline, both included.
     window: usize,
@@ -74,13 +74,13 @@ impl FeasibleWork {
         FeasibleWork { capacity, window, after, before }
     }
 
-    /// Adds as much of `work` as fits for an arrival in `bin`, and returns that amount.
+    /// Adds as much of `work` as is feasible for an arrival in `bin`, and returns that amount.
     fn add(&mut self, bin: usize, work: f64) -> f64 {
         let last = self.after.len() - 1;
-        let room = self.capacity * self.window as f64
+        let feasible = self.capacity * self.window as f64
             + self.after.min(bin, last)
             + self.before.min(0, bin);
-        let added = room.clamp(0.0, work);
+        let added = feasible.clamp(0.0, work);
         self.after.add(bin, last, -added);
         if bin < last {
             self.before.add(bin + 1, last, added);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_engines_cannot_compute_in_time_is_lost() {
+    fn prefill_work_beyond_the_engines_capacity_is_lost() {
         let (profile, slo) = (Profile::default(), Slo::default());
         let of = |count, prompt| bound(&burst(count, prompt), &profile, 2, &slo);
         assert_eq!(of(2, 2_000), 1.0);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_knows_the_minimum_of_any_range() {
+    fn the_tree_returns_the_minimum_of_any_range() {
         let mut tree = MinTree::new(vec![3.0, 1.0, 4.0, 1.5, 5.0]);
         assert_eq!((tree.min(0, 4), tree.min(2, 4), tree.min(4, 4)), (1.0, 1.5, 5.0));
         tree.add(1, 3, 2.0);

@@ -1,5 +1,5 @@
 //! Engines and the requests of a trace in virtual time. The cluster advances time; a [`Router`]
-//! places the requests. Events of one instant have a fixed order, so equal inputs give equal runs.
+//! routes the requests. Simultaneous events have a fixed order, so that equal inputs give equal runs.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -51,13 +51,13 @@ enum SimEvent {
 struct Progress {
     first: Option<Moment>,
     last: Option<Moment>,
-    /// Engine step from which its gaps are not yet in `gap_max`.
+    /// Engine step after which its gaps are not yet part of `gap_max`.
     gaps_from: u64,
-    /// Largest gap between two tokens so far.
+    /// Largest gap between two tokens up to `gaps_from`.
     gap_max: Seconds,
     /// Time of its last token before a migration or preemption, until the next token.
     paused_at: Option<Moment>,
-    /// The request was refused.
+    /// Whether the request was refused.
     refused: bool,
     /// Source engine while the KV is in transfer.
     from: usize,
@@ -70,7 +70,7 @@ struct Progress {
 pub(crate) struct Cluster<'a> {
     trace: &'a Trace,
     engines: Vec<Engine>,
-    /// Engine profiles as the policies assume them.
+    /// Engine profiles that the policies assume.
     assumed: Vec<Profile>,
     disturbance: Disturbance,
     jitter: Vec<Jitter>,
@@ -79,9 +79,9 @@ pub(crate) struct Cluster<'a> {
     durations: Vec<StepDurations>,
     gaps: GapHistogram,
     preemptions: u64,
-    /// One for each engine; none when prefix caching is off.
+    /// Prefix cache of each engine; empty without prefix caching.
     caches: Vec<PrefixCache>,
-    /// Time at which the shared link has finished the transfers queued on it.
+    /// Time at which the shared link has completed its queued transfers.
     link_free_at: Moment,
     busy: Vec<bool>,
     /// Engines that may be able to begin a step after the current event.
@@ -174,7 +174,7 @@ impl<'a> Cluster<'a> {
         self.now
     }
 
-    /// Returns the engine's profile as policies assume it.
+    /// Returns the engine profile that policies assume.
     pub(crate) fn profile(&self, engine: usize) -> &Profile {
         &self.assumed[engine]
     }
@@ -230,7 +230,7 @@ impl<'a> Cluster<'a> {
         self.trace
     }
 
-    /// Admits a request's prefill leg, decode leg or both legs to an engine.
+    /// Admits a request's prefill leg, decode leg or colocated leg to an engine.
     pub(crate) fn admit(&mut self, request: usize, engine: usize, work: Work) {
         let Arrival { prompt, output, blocks, .. } = &self.trace.arrivals[request];
         let mut cached = Tokens::ZERO;
@@ -278,7 +278,7 @@ impl<'a> Cluster<'a> {
         self.link_free_at - self.now + profile.t_handoff
     }
 
-    /// Returns whether the stream still ran: it may have ended during the transfer.
+    /// Moves a stream at the end of its transfer. Returns `false` if it has ended during the transfer.
     fn move_stream(&mut self, request: usize, from: usize, to: usize) -> bool {
         let id = SeqId(request as u64);
         let Some((kv, rest)) = self.engines[from].extract(id) else { return false };
@@ -377,18 +377,19 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// Counts the gaps of the engine's step that has just ended: one for each of the streams that
-    /// had a token before it.
+    /// Counts the gaps of the engine's step that has just ended: one for each stream with an earlier
+    /// token.
     fn count_gaps(&mut self, engine: usize, continuing: u64) {
         let (took, durations) = (self.took[engine], &mut self.durations[engine]);
         if continuing == 0 {
             durations.clear();
         }
-        durations.note(self.engines[engine].steps(), took, self.now);
-        self.gaps.note(took, continuing);
+        durations.add(self.engines[engine].steps(), took, self.now);
+        self.gaps.add(took, continuing);
     }
 
-    /// Closes the gaps of a stream that has left the engine, until its next token elsewhere.
+    /// Includes the gaps of a stream that leaves the engine in its largest gap, and starts a pause until
+    /// its next token.
     fn pause(&mut self, request: usize, engine: usize) {
         let (durations, progress) = (&self.durations[engine], &mut self.requests[request]);
         if progress.first.is_some() && progress.paused_at.is_none() {
@@ -404,7 +405,7 @@ impl<'a> Cluster<'a> {
         let progress = &mut self.requests[request];
         if let Some(paused) = progress.paused_at.take() {
             progress.gap_max = progress.gap_max.max(self.now - paused);
-            self.gaps.note(self.now - paused, 1);
+            self.gaps.add(self.now - paused, 1);
             progress.gaps_from = self.engines[engine].steps();
         }
         if last {

@@ -22,15 +22,15 @@ const STALL: (f64, f64) = (0.05, 0.5);
 pub struct Disturbance {
     /// Standard deviation of the logarithm of a step's duration: 0.05 is about 5 %. The mean stays.
     pub noise: f64,
-    /// Each engine stalls every 45 s of busy time on average, for 50 to 500 ms.
+    /// Whether engines stall: each every 45 s of busy time on average, for 50 to 500 ms.
     pub stalls: bool,
-    /// Factor on the duration of the first engine's steps. The policies are not informed of it.
+    /// Factor on the duration of the first engine's steps. Policies assume 1.
     pub slow: f64,
     /// Factor on the costs that policies assume, relative to the true ones.
     pub prior: f64,
-    /// Hand-offs share one link and are transferred one after the other.
+    /// Whether hand-offs share one link, which transfers them one after the other.
     pub shared_link: bool,
-    /// Engines preempt sequences when their KV memory is exhausted.
+    /// Whether engines preempt sequences when their KV memory is exhausted.
     pub preemption: bool,
     /// Mean tokens of each stream in a step: speculative decoding. 1 to 8.
     pub bursts: f64,
@@ -50,7 +50,7 @@ impl Default for Disturbance {
     }
 }
 
-/// A command-line word that names no disturbance.
+/// A command-line argument that is no disturbance.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
     "{0:?} is no disturbance: use none, noise:SIGMA, stalls, slow:FACTOR, prior:FACTOR, shared-link, preemption or bursts:MEAN, joined by +"
@@ -119,7 +119,7 @@ impl Disturbance {
         "bursts:2",
     ];
 
-    /// Returns an engine's profile as policies assume it.
+    /// Returns the profile of an engine that policies assume.
     pub(crate) fn assumed(&self, profile: &Profile) -> Profile {
         profile.scaled(self.prior)
     }
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disturbance_survives_its_own_word() {
+    fn a_disturbance_is_parsed_from_what_it_displays() {
         for word in [
             "none",
             "noise:0.05",

@@ -1,13 +1,13 @@
-//! One engine's scheduler and step times: docs/spec/engine-model.md#step-time, with vLLM's order of
-//! service. It has no clock: the caller ends each step.
+//! Model of one engine: scheduler and step times of docs/spec/engine-model.md#step-time, with vLLM's
+//! order of service. It has no clock: the caller ends each step.
 //!
-//! A step gives each running decode one token, then spends the rest of `chunk` on prefill chunks in
-//! FIFO order. A prompt that does not fit the KV memory blocks those behind it.
+//! A step gives each running decode one token, then uses the rest of `chunk` for prefill chunks in FIFO
+//! order. A prompt that exceeds the free KV memory blocks the prompts behind it.
 //!
-//! Every decode receives the same number of tokens from each step it takes part in: one, or with
-//! [`Bursts`] several. A stream's progress is therefore the number of these tokens since its first.
-//! A step without a first or last token therefore costs the
-//! same for any number of streams ([`Engine::end_step_quietly`]).
+//! Every decode receives the same number of tokens from each of its steps: one, or several with
+//! [`Bursts`]. The progress of a stream is therefore the number of these tokens since its first, and
+//! the computing time of a step without a first or last token is independent of the number of streams
+//! ([`Engine::end_step_quietly`]).
 
 mod preempt;
 
@@ -22,11 +22,11 @@ use crate::profile::{Profile, StepCost};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SeqId(pub u64);
 
-/// Legs of a sequence that an engine runs.
+/// The legs of a sequence that the engine runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// Prefill, then decode.
-    Whole,
+    Colocated,
     /// Prefill only; ends with the step of the last prompt token. The KV is held until
     /// [`Engine::release`].
     PrefillOnly,
@@ -113,17 +113,17 @@ pub struct Engine {
     kv_used: u64,
     /// KV tokens of decoding streams.
     kv_decoding: u64,
-    /// Tokens that a stream which decodes from the start would have: the number of steps ended if
-    /// there are no bursts.
+    /// Tokens that a stream would have that decodes since the start; without bursts the number of
+    /// completed steps.
     tokens: u64,
-    /// Lower bound of `last` over the decoding streams.
+    /// Lower bound of the next token number to report: a first or last token of a stream.
     next_last: u64,
     /// Streams that emit their first token in the current or next step.
     fresh: u64,
     in_step: bool,
-    /// Number of sequences that started to run.
+    /// Number of sequences that have started to run.
     started: u64,
-    /// Tokens of each stream in a step; `None`: one.
+    /// Source of the tokens of each stream in a step; `None`: one token.
     bursts: Option<Bursts>,
     /// Whether sequences are preempted when the KV memory is exhausted.
     preempts: bool,
@@ -159,9 +159,9 @@ impl Engine {
         Engine { bursts: Some(bursts).filter(|bursts| bursts.drafts() > 0), ..self }
     }
 
-    /// Returns the engine with preemption: when the KV of the next step does not fit, the sequence
-    /// that started last goes back to the front of the queue, and its prompt and the tokens that it
-    /// has emitted are computed again.
+    /// Returns the engine with preemption: when the KV of the next step exceeds the memory, the
+    /// sequence that started last returns to the front of the queue, and its prompt and its emitted
+    /// tokens are computed again.
     #[must_use]
     pub fn with_preemption(self) -> Engine {
         Engine { preempts: true, ..self }
@@ -172,8 +172,7 @@ impl Engine {
         &self.profile
     }
 
-    /// Admits a sequence, which begins with a later step. Prompts are counted as at least one
-    /// token.
+    /// Admits a sequence, which starts with a later step. A prompt counts as at least one token.
     pub fn admit(&mut self, sequence: Sequence) {
         let prompt = sequence.prompt.max(Tokens(1));
         self.waiting.push_back(Sequence { prompt, ..sequence });
@@ -257,8 +256,8 @@ impl Engine {
         self.end(events, EventDetail::All);
     }
 
-    /// Same as [`end_step`](Self::end_step), but reports only first and last tokens and ended
-    /// prefills.
+    /// Ends the current step like [`end_step`](Self::end_step), but appends only events of first and
+    /// last tokens and of ended prefills.
     pub fn end_step_quietly(&mut self, events: &mut Vec<Event>) {
         self.end(events, EventDetail::FirstAndLast);
     }
@@ -298,8 +297,8 @@ impl Engine {
         Tokens(self.kv_decoding)
     }
 
-    /// Returns a count that grows by one with each token that a running stream receives after its
-    /// first: by one a step, or with bursts by several.
+    /// Returns the number of tokens that a stream would have that decodes since the start: it
+    /// increases by one per step, or with bursts by several.
     pub fn steps(&self) -> u64 {
         self.tokens
     }
@@ -421,7 +420,8 @@ impl Engine {
             let prompt = sequence.prompt.get();
             let needed = prompt + self.answer_counted(sequence);
             let fits = self.kv_used + self.unwritten().1 + needed <= self.profile.kv_capacity.get();
-            // A prompt larger than the whole memory would otherwise block the engine permanently.
+            // An idle engine accepts a prompt larger than its memory, which would otherwise block the
+            // queue permanently.
             let alone = self.running() == 0 && self.held.is_empty();
             if self.running() >= self.profile.max_num_seqs || !(fits || alone) {
                 return;

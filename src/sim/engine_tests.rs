@@ -1,4 +1,4 @@
-//! Engine model: times, order of service, memory.
+//! Tests of the engine model: step times, order of service, memory.
 
 use super::*;
 use proptest::prelude::*;
@@ -26,10 +26,10 @@ fn run(engine: &mut Engine) -> Vec<(f64, Event)> {
 }
 
 #[test]
-fn a_lone_prompt_takes_what_the_formula_says() {
+fn a_single_prompt_takes_the_time_of_the_formula() {
     let profile = Profile::default();
     let mut engine = Engine::new(profile);
-    engine.admit(sequence(1, 3000, 2, Work::Whole));
+    engine.admit(sequence(1, 3000, 2, Work::Colocated));
     let events = run(&mut engine);
     let (c1, c2) = (2048.0, 952.0);
     let first = 2e-3 + 71e-6 * c1 + 1.33e-9 * c1 * c1 / 2.0;
@@ -41,7 +41,7 @@ fn a_lone_prompt_takes_what_the_formula_says() {
 }
 
 #[test]
-fn a_prefill_holds_its_kv_until_it_is_taken() {
+fn a_prefill_holds_its_kv_until_its_release() {
     let mut engine = Engine::new(Profile::default());
     engine.admit(sequence(1, 100, 1, Work::PrefillOnly));
     assert_eq!(run(&mut engine)[0].1, Event::PrefillDone { id: SeqId(1) });
@@ -52,7 +52,7 @@ fn a_prefill_holds_its_kv_until_it_is_taken() {
 }
 
 #[test]
-fn a_handed_over_sequence_emits_with_the_next_step() {
+fn a_sequence_emits_with_the_step_after_its_hand_off() {
     let mut engine = Engine::new(Profile::default());
     engine.admit(sequence(1, 1000, 1, Work::DecodeOnly));
     let events = run(&mut engine);
@@ -61,10 +61,10 @@ fn a_handed_over_sequence_emits_with_the_next_step() {
 }
 
 #[test]
-fn a_prompt_that_does_not_fit_waits() {
+fn a_prompt_that_exceeds_the_free_memory_waits() {
     let mut engine = Engine::new(Profile { kv_capacity: Tokens(1500), ..Profile::default() });
-    engine.admit(sequence(1, 1000, 3, Work::Whole));
-    engine.admit(sequence(2, 1000, 1, Work::Whole));
+    engine.admit(sequence(1, 1000, 3, Work::Colocated));
+    engine.admit(sequence(2, 1000, 1, Work::Colocated));
     engine.begin_step();
     assert_eq!((engine.running(), engine.waiting()), (1, 1));
     engine.end_step(&mut Vec::new());
@@ -124,7 +124,7 @@ fn a_step_with_bursts_verifies_the_drafts_and_ends_streams_at_their_last_token()
 }
 
 #[test]
-fn kv_counts_when_it_is_there_or_whole_from_the_start() {
+fn kv_counts_as_it_grows_or_whole_answers_from_the_start() {
     let capacity = Tokens(2150);
     let of = |profile| {
         let mut engine = Engine::new(Profile { kv_capacity: capacity, ..profile });
@@ -176,11 +176,11 @@ fn a_chunk_is_shared_first_come_first_served_after_the_streams() {
 }
 
 #[test]
-fn a_cached_prefix_is_not_computed_but_its_last_token() {
+fn of_a_cached_prompt_only_the_last_token_is_computed() {
     let took = |cached| {
         let mut engine = Engine::new(Profile::default());
         let cached = Tokens(cached);
-        engine.admit(Sequence { cached, ..sequence(1, 1001, 1, Work::Whole) });
+        engine.admit(Sequence { cached, ..sequence(1, 1001, 1, Work::Colocated) });
         engine.begin_step().unwrap().get()
     };
     assert!((took(800) - 2e-3 - 201.0 * 71e-6 - 1.33e-9 * (201.0 * 800.0 + 20_200.5)).abs() < 1e-9);
@@ -199,7 +199,7 @@ proptest! {
         engine.preempts = preempts;
         let mut owed = std::collections::BTreeMap::new();
         for (id, (prompt, output, work, cancel)) in jobs.into_iter().enumerate() {
-            let work = [Work::Whole, Work::PrefillOnly, Work::DecodeOnly][usize::from(work)];
+            let work = [Work::Colocated, Work::PrefillOnly, Work::DecodeOnly][usize::from(work)];
             engine.admit(sequence(id as u64, prompt, output, work));
             if cancel {
                 engine.begin_step();
@@ -236,7 +236,7 @@ fn count(events: &[Event], engine: &mut Engine, owed: &mut std::collections::BTr
 
 proptest! {
     #[test]
-    fn a_quiet_run_takes_the_same_time_and_tells_of_firsts_and_lasts(
+    fn quiet_steps_take_the_same_time_and_report_first_and_last_tokens(
         jobs in prop::collection::vec((1..5000_u64, 1..40_u64, 0..3_u8), 1..30),
         mean in 1.0..4.0_f64,
     ) {
@@ -245,7 +245,7 @@ proptest! {
                 .with_bursts(Bursts::new(mean, 1));
             let (mut now, mut events, mut all) = (0.0, Vec::new(), Vec::new());
             for (id, (prompt, output, work)) in jobs.iter().enumerate() {
-                let work = [Work::Whole, Work::PrefillOnly, Work::DecodeOnly][usize::from(*work)];
+                let work = [Work::Colocated, Work::PrefillOnly, Work::DecodeOnly][usize::from(*work)];
                 engine.admit(sequence(id as u64, *prompt, *output, work));
                 if let Some(took) = engine.begin_step() {
                     now += took.get();
@@ -265,10 +265,10 @@ proptest! {
             }
             (all, engine.kv_used(), engine.kv_decoding())
         };
-        let (loud, kv, decoding) = run(false);
+        let (all, kv, decoding) = run(false);
         prop_assert_eq!((kv, decoding), (Tokens::ZERO, Tokens::ZERO));
         let mut begun = std::collections::BTreeSet::new();
-        let told: Vec<_> = loud.into_iter().filter(|(_, event)| match event {
+        let expected: Vec<_> = all.into_iter().filter(|(_, event)| match event {
             Event::Token { id, last } => begun.insert(*id) || *last,
             Event::PrefillDone { .. } => true,
         }).collect();
@@ -281,6 +281,6 @@ proptest! {
             });
             kept.copied().collect()
         };
-        prop_assert_eq!(once(told), once(run(true).0));
+        prop_assert_eq!(once(expected), once(run(true).0));
     }
 }

@@ -1,5 +1,6 @@
-//! The simulator's fleet as the scheduler sees it: the scheduler's accounts on plain cells, roles, and
-//! the slack of the streams, which the proxy samples and the simulator knows exactly.
+//! State of the simulated fleet, as the scheduler reads it: in-flight accounts on plain cells, roles,
+//! prefix index, and the slack of the streams. The proxy samples slack; the simulator computes it
+//! exactly.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,25 +25,25 @@ const INDEX_BLOCKS: usize = 1 << 18;
 struct EngineState {
     account: Arc<Account<LocalU64>>,
     /// Streams with a first token.
-    begun: u64,
+    decoding: u64,
     /// Number of completed steps.
     steps: u64,
     /// The role after the switch in progress, and the start of the switch once the engine is idle.
     becoming: Option<(Role, Option<Moment>)>,
-    /// By stream: the time at which it would be late had it emitted nothing since step 0, and the
-    /// request. A stream whose first token came at `t` with step `s` is on time until `t + (steps +
-    /// 1 − s)·TPOT`.
-    late_at: BTreeSet<(i64, usize)>,
+    /// By stream: its TPOT deadline less the steps since step 0, and the request. A stream whose
+    /// first token came at `t` with step `s` meets the TPOT target until `t + (steps + 1 − s)·TPOT`;
+    /// the key is `t − s·TPOT`, which does not change while the stream runs.
+    tpot_keys: BTreeSet<(i64, usize)>,
 }
 
-/// One stream: its charge and, from its first token on, its key in `late_at` and its first step.
+/// One stream: its charge and, from its first token on, its key in `tpot_keys` and its first step.
 #[derive(Debug)]
 struct Stream {
     charge: StreamCharge<LocalU64>,
-    begun: Option<(i64, u64)>,
+    decoding: Option<(i64, u64)>,
 }
 
-/// The accounts of all engines.
+/// State of all engines.
 pub(crate) struct FleetState {
     pool: Vec<BackendId>,
     roles: Vec<Role>,
@@ -64,7 +65,7 @@ pub(crate) struct FleetState {
     capability: RoleCapability,
 }
 
-/// The fleet_state at one moment.
+/// The state at one moment.
 pub(crate) struct View<'a> {
     fleet_state: &'a FleetState,
     now: Moment,
@@ -73,7 +74,7 @@ pub(crate) struct View<'a> {
 impl FleetState {
     pub(crate) fn new(fleet: &[Profile], tpot: Seconds, capability: RoleCapability) -> FleetState {
         let engines = fleet.len();
-        // SGLang, the only engine that switches by itself, answers whole requests with 400.
+        // SGLang, the only `DrainThenCall` engine, answers colocated requests with 400.
         let colocates = capability == RoleCapability::Instant;
         let properties = |profile: &Profile| Load {
             colocates,
@@ -99,9 +100,8 @@ impl FleetState {
         }
     }
 
-    /// Adds a prefix index: predicted hits come from the prompts that engines were sent, as in the
-    /// proxy. Half of the KV memory of an engine is assumed for cached prefixes, the other half for
-    /// streams. With `kv_events` the engines report what they store and evict.
+    /// Adds a prefix index, which predicts hits from the prompts that were sent to each engine, as in
+    /// the proxy. With `kv_events` the engines report what they store and evict.
     pub(crate) fn with_prefix_index(mut self, kv_events: bool) -> FleetState {
         let index = PrefixIndex::new(INDEX_BLOCKS);
         for (id, model) in self.pool.iter().zip(&self.models) {
@@ -156,7 +156,7 @@ impl FleetState {
         self.hit_shares[on.index()] = share;
     }
 
-    /// Returns the prefill model of a mean engine, in which demand is measured.
+    /// Returns the prefill model of the mean engine, by which demand is counted.
     pub(crate) fn mean_prefill(&self) -> PrefillModel {
         PrefillModel::mean(self.models.iter().map(|model| model.prefill_model))
     }
@@ -177,13 +177,13 @@ impl FleetState {
         Tokens((predicted as f64 * self.hit_shares[on.index()]) as u64)
     }
 
-    /// Returns the prompt tokens that an engine is expected to lack before a hand-off.
+    /// Returns the prompt tokens whose KV an engine is expected to lack before a hand-off.
     pub(crate) fn lacks(&self, on: BackendId, blocks: &[u64], prompt: Tokens) -> Tokens {
         let Some(index) = &self.index else { return prompt };
         prompt - self.real_hit(on, index.matches(blocks).blocks_on(on)).min(prompt - Tokens(1))
     }
 
-    /// Records that an engine receives a prompt, to compute or with its KV.
+    /// Records that an engine receives a prompt: to compute, or with its KV.
     pub(crate) fn sent(&mut self, id: RequestId, on: BackendId, blocks: &[u64], prompt: Tokens) {
         self.matches.remove(&id);
         if let Some(index) = &self.index {
@@ -235,8 +235,7 @@ impl FleetState {
         self.roles = roles;
     }
 
-    /// Sets the roles and returns the number of flips. Engines that switch by themselves take no
-    /// new work from now on.
+    /// Sets the roles and returns the number of flips. `DrainThenCall` engines begin to drain.
     pub(crate) fn set_roles(&mut self, roles: Vec<Role>) -> u64 {
         let changes = self.roles.iter_mut().zip(roles).zip(&mut self.engines);
         let mut changed = 0;
@@ -251,8 +250,8 @@ impl FleetState {
         changed
     }
 
-    /// Starts the switch of idle engines and completes switches started `takes` ago. Returns
-    /// whether one was completed.
+    /// Starts the switch of drained engines, and completes the switches that started `takes` ago.
+    /// Returns whether one was completed.
     pub(crate) fn switch(
         &mut self,
         now: Moment,
@@ -286,7 +285,7 @@ impl FleetState {
 
     /// Keeps the charge of a request's stream.
     pub(crate) fn decoding(&mut self, request: usize, charge: StreamCharge<LocalU64>) {
-        self.streams.insert(request, Stream { charge, begun: None });
+        self.streams.insert(request, Stream { charge, decoding: None });
     }
 
     /// Settles the prefill charge of a request, if it has one.
@@ -299,39 +298,39 @@ impl FleetState {
         self.stepped(engine, steps);
         let Some(stream) = self.streams.get_mut(&request) else { return };
         let engine = &mut self.engines[engine];
-        let late = now.0 as i64 - steps as i64 * nanos(self.tpot);
+        let key = now.0 as i64 - steps as i64 * nanos(self.tpot);
         stream.charge.emit(1);
-        stream.begun = Some((late, steps));
-        engine.begun += 1;
-        engine.late_at.insert((late, request));
+        stream.decoding = Some((key, steps));
+        engine.decoding += 1;
+        engine.tpot_keys.insert((key, request));
     }
 
     /// Records the end of a stream.
     pub(crate) fn ended(&mut self, request: usize, engine: usize, steps: u64) {
         self.stepped(engine, steps);
-        let Some(Stream { mut charge, begun }) = self.streams.remove(&request) else { return };
-        if let Some((late, first)) = begun {
+        let Some(Stream { mut charge, decoding }) = self.streams.remove(&request) else { return };
+        if let Some((key, first)) = decoding {
             charge.take_over(steps - first);
             let engine = &mut self.engines[engine];
-            engine.begun -= 1;
-            engine.late_at.remove(&(late, request));
+            engine.decoding -= 1;
+            engine.tpot_keys.remove(&(key, request));
         }
     }
 
     /// Records the end of the engine's step `steps`, in which every running stream emitted a token.
     pub(crate) fn stepped(&mut self, engine: usize, steps: u64) {
-        let EngineState { account, begun, steps: known, .. } = &mut self.engines[engine];
-        account.emit_for_streams(*begun * (steps - *known));
+        let EngineState { account, decoding, steps: known, .. } = &mut self.engines[engine];
+        account.emit_for_streams(*decoding * (steps - *known));
         *known = steps;
     }
 }
 
 impl EngineState {
-    /// Smallest slack of the streams with a first token; the others are not late yet.
+    /// Returns the smallest slack of the streams with a first token.
     fn slack(&self, now: Moment, tpot: Seconds) -> Option<Seconds> {
-        let (late, _) = self.late_at.first()?;
-        let late = late + (self.steps as i64 + 1) * nanos(tpot);
-        Some(Seconds((late - now.0 as i64) as f64 / 1e9))
+        let (key, _) = self.tpot_keys.first()?;
+        let key = key + (self.steps as i64 + 1) * nanos(tpot);
+        Some(Seconds((key - now.0 as i64) as f64 / 1e9))
     }
 }
 
@@ -366,7 +365,7 @@ impl Accounts for View<'_> {
 }
 
 impl View<'_> {
-    /// Leading prompt blocks of a request that an engine was sent.
+    /// Returns the number of leading prompt blocks of a request that an engine is predicted to hold.
     fn blocks(&self, job: &PrefillRequest, on: BackendId) -> u32 {
         self.fleet_state.matches.get(&job.id).map_or(0, |matches| matches.blocks_on(on))
     }

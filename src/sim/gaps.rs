@@ -20,8 +20,8 @@ impl Default for GapHistogram {
 }
 
 impl GapHistogram {
-    /// Counts `times` gaps of this length.
-    pub fn note(&mut self, gap: Seconds, times: u64) {
+    /// Adds `times` gaps of this length.
+    pub fn add(&mut self, gap: Seconds, times: u64) {
         self.counts[BUCKETS.of((gap.get() * 1e9) as u64)] += times;
     }
 
@@ -36,8 +36,8 @@ impl GapHistogram {
     }
 }
 
-/// Durations of one engine's steps. Noting a step and asking for the longest one since a step cost
-/// O(1) amortised and O(log steps): only steps that are longer than every later one are kept.
+/// Durations of one engine's steps, for the longest step since a given one. Only steps that are longer
+/// than every later one are kept: an addition costs O(1) amortised, a query O(log steps).
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StepDurations {
     /// Step numbers in ascending order, durations in descending order.
@@ -47,8 +47,8 @@ pub(crate) struct StepDurations {
 }
 
 impl StepDurations {
-    /// Notes the duration of step number `step`, which ended at `ended`.
-    pub(crate) fn note(&mut self, step: u64, took: Seconds, ended: Moment) {
+    /// Adds the duration of step number `step`, which ended at `ended`.
+    pub(crate) fn add(&mut self, step: u64, took: Seconds, ended: Moment) {
         while self.longest.back().is_some_and(|(_, shorter)| *shorter <= took) {
             self.longest.pop_back();
         }
@@ -62,7 +62,7 @@ impl StepDurations {
         self.longest.get(at).map_or(Seconds::ZERO, |(_, took)| *took)
     }
 
-    /// Forgets all steps, once no stream refers to them.
+    /// Removes all steps; called when no stream is running.
     pub(crate) fn clear(&mut self) {
         self.longest.clear();
     }
@@ -78,7 +78,7 @@ mod tests {
         fn the_longest_step_is_that_of_all_later_steps(steps in prop::collection::vec(1_u32..50, 1..60), after in 0_usize..60) {
             let mut durations = StepDurations::default();
             for (index, took) in steps.iter().enumerate() {
-                durations.note(index as u64 + 1, Seconds(f64::from(*took)), Moment::START);
+                durations.add(index as u64 + 1, Seconds(f64::from(*took)), Moment::START);
             }
             let expected = steps.iter().skip(after).max().copied().unwrap_or(0);
             prop_assert_eq!(durations.longest_after(after as u64).get(), f64::from(expected));
@@ -89,8 +89,8 @@ mod tests {
     fn quantiles_are_within_three_percent() {
         let mut gaps = GapHistogram::default();
         assert_eq!(gaps.quantile(0.99), None);
-        gaps.note(Seconds(0.020), 990);
-        gaps.note(Seconds(0.150), 10);
+        gaps.add(Seconds(0.020), 990);
+        gaps.add(Seconds(0.150), 10);
         let quantile = |share| gaps.quantile(share).unwrap().get();
         assert!((quantile(0.5) / 0.020 - 1.0).abs() < 0.03, "{}", quantile(0.5));
         assert!((quantile(0.995) / 0.150 - 1.0).abs() < 0.03, "{}", quantile(0.995));

@@ -1,4 +1,4 @@
-//! The page names what was run, is self-contained, and contains finite numbers only.
+//! Tests of the page: it describes the runs, is self-contained, and contains finite numbers only.
 
 use super::*;
 use crate::policy::Policy;
@@ -35,7 +35,7 @@ fn titles(data: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn a_page_holds_every_policy_and_refers_to_nothing_outside() {
+fn the_page_contains_every_policy_and_no_external_reference() {
     let (config, trace) = (SimConfig { engines: 3, ..SimConfig::default() }, trace(60));
     let runs = runs(&trace, &config);
     let names = ["a <b> & \"c\"".to_owned()];
@@ -48,15 +48,15 @@ fn a_page_holds_every_policy_and_refers_to_nothing_outside() {
     let rows = data["sections"][3]["table"]["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 3);
     assert_eq!(rows[1][6], "–", "the bound has an attainment only");
-    let outside_names = html.replace("http://www.w3.org/2000/svg", "");
+    let external_names = html.replace("http://www.w3.org/2000/svg", "");
     for outside in ["http", "src=", "<b>", "NaN"] {
-        assert!(!outside_names.contains(outside), "{outside}");
+        assert!(!external_names.contains(outside), "{outside}");
     }
     assert_eq!(html, page(&names, &config, &runs, Some((&trace, &runs[2]))));
 }
 
 #[test]
-fn a_run_without_a_request_has_a_page_too() {
+fn a_run_without_requests_has_a_page() {
     let (config, trace) = (SimConfig::default(), Trace { arrivals: Vec::new() });
     let runs = runs(&trace, &config);
     let html = page(&["empty".to_owned()], &config, &runs, Some((&trace, &runs[2])));
@@ -64,7 +64,7 @@ fn a_run_without_a_request_has_a_page_too() {
 }
 
 #[test]
-fn a_live_run_has_latencies_and_distributions() {
+fn the_page_of_a_live_run_has_latencies_and_distributions() {
     let (config, trace) = (SimConfig { engines: 3, ..SimConfig::default() }, trace(20));
     let run = simulate(&trace, 1.0, Policy::Tidegate, &config);
     let html = live_page(&["live".to_owned()], &config.slo, &trace, &run.report, &run.outcomes);

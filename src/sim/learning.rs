@@ -1,5 +1,5 @@
-//! The scheduler's online regressions in the policy `tidegate`: they start from the assumed costs and
-//! receive the observations that the proxy's control loop receives, at the same events.
+//! The scheduler's online regressions in the policy `tidegate`. They start from the assumed costs and
+//! receive the same observations at the same events as in the proxy.
 
 use std::collections::BTreeMap;
 use tidegate_scheduler::cost::OutputEstimate;

@@ -1,19 +1,22 @@
-//! Discrete-event simulation of the engine model: compares policies; the emulator serves the model.
+//! Discrete-event simulation of fleets of model engines, to compare policies. The emulator serves the
+//! same engine model over HTTP.
 //!
 //! - [`Profile`]: engines' constants
 //! - [`Engine`]: one engine's scheduler and step times
-//! - [`Trace`]: arrivals, read or made
+//! - [`Trace`]: arrivals, read from a file or generated
 //! - [`Report`]: results of a run
 //! - [`bound`]: upper bound on the attainment of any scheduler
 //! - [`page`], [`live_page`]: a comparison or a live run as one page, drawn by `src/page`
 //! - [`Estimate`]: means over draws of a load, with confidence intervals
 //! - [`simulate`]: a [`Policy`] on a fleet, over a trace; [`best_split`]: the best fixed split
 //!
-//! Behind `simulate`: cluster.rs moves time; static_policy.rs and tidegate_policy.rs route requests,
-//! the one as operators do it today, the other with the live proxy's own placement and planner,
-//! for which fleet_state.rs keeps the accounts and learning.rs feeds the proxy's online regressions.
+//! Modules behind `simulate`: `cluster` advances virtual time and runs the engines. `static_policy`,
+//! `periodic_policy` and `rivals` route requests as operators and other systems do. `tidegate_policy`
+//! routes them with the live proxy's own placement and planner; `fleet_state` keeps its accounts, and
+//! `learning` feeds its online regressions.
 //!
-//! Time comes in as steps' durations: no clock, no sockets; equal inputs give equal outputs.
+//! Virtual time advances by the modelled durations: no clock, no sockets. Equal inputs give equal
+//! outputs.
 #![warn(missing_docs)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 

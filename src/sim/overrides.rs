@@ -38,8 +38,7 @@ impl TidegateParams {
         "queue_deadline",
     ];
 
-    /// Sets the parameter `name` to `value`: durations in seconds, lengths in tokens, switches 0
-    /// or 1.
+    /// Sets the parameter `name` to `value`: durations in seconds, lengths in tokens, flags 0 or 1.
     ///
     /// # Errors
     /// No parameter has this name.

@@ -1,8 +1,8 @@
-//! `interval:SECONDS[:RESTART]`: a controller that plans periodically. Every SECONDS it reads its
-//! last window, with perfect knowledge including answer lengths, and splits the engines in
-//! proportion to the window's prefill and decode work. Requests are dispatched at once by least
-//! predicted load, as with a fixed split. An engine that changes role accepts no work for RESTART
-//! seconds; its running work continues, which is more favourable than a restart.
+//! `interval:SECONDS[:RESTART]`: a periodic controller. Every SECONDS it divides the engines in
+//! proportion to the prefill and decode work of the last interval, with exact knowledge of that
+//! interval, answer lengths included. Requests are dispatched on arrival by least predicted load, as
+//! with a fixed split. An engine that changes role accepts no work for RESTART seconds; its running
+//! work continues, which favours this policy over a real restart.
 
 use tidegate_types::{Moment, Seconds, Tokens};
 
@@ -16,7 +16,7 @@ pub(crate) struct PeriodicRouter {
     tpot: Seconds,
     engines: Vec<EngineView>,
     /// Index of the first arrival after the last window.
-    unseen: usize,
+    next_arrival: usize,
     planned_at: Moment,
     flips: u64,
 }
@@ -27,12 +27,12 @@ enum Side {
     Decode,
 }
 
-/// Controller's view of an engine.
+/// State of an engine, as the controller reads it.
 #[derive(Clone, Copy, Debug)]
 struct EngineView {
     side: Side,
     /// Time before which it accepts no work.
-    back_at: Moment,
+    available_at: Moment,
     /// Predicted prefill work in nanoseconds.
     prefill: u64,
     streams: u64,
@@ -47,13 +47,13 @@ impl PeriodicRouter {
     ) -> PeriodicRouter {
         let view = |engine| EngineView {
             side: if engine < engines / 2 { Side::Prefill } else { Side::Decode },
-            back_at: Moment::START,
+            available_at: Moment::START,
             prefill: 0,
             streams: 0,
         };
         let engines = (0..engines).map(view).collect();
         let planned_at = Moment::START;
-        PeriodicRouter { every, restart, tpot, engines, unseen: 0, planned_at, flips: 0 }
+        PeriodicRouter { every, restart, tpot, engines, next_arrival: 0, planned_at, flips: 0 }
     }
 
     /// Returns the least loaded engine of `side` that accepts work, or a restarting one if there is
@@ -62,7 +62,7 @@ impl PeriodicRouter {
         let of_side = (0..self.engines.len()).filter(|engine| self.engines[*engine].side == side);
         let key = |engine: &usize| {
             let view = &self.engines[*engine];
-            (now < view.back_at, load(view))
+            (now < view.available_at, load(view))
         };
         of_side.min_by_key(key).unwrap_or(0)
     }
@@ -70,18 +70,18 @@ impl PeriodicRouter {
     fn plan(&mut self, cluster: &Cluster<'_>) {
         let now = cluster.now();
         let (mut prefill, mut decode) = (0.0, 0.0);
-        // One engine's profile is exact enough: the split is an estimate.
+        // The profile of the first engine stands for all.
         let profile = cluster.profile(0);
-        while let Some(arrival) = cluster.trace().arrivals.get(self.unseen) {
+        while let Some(arrival) = cluster.trace().arrivals.get(self.next_arrival) {
             if Moment::from_start(arrival.at) >= now {
                 break;
             }
-            self.unseen += 1;
+            self.next_arrival += 1;
             prefill += profile.prefill_model().predict(arrival.prompt, Tokens::ZERO).get();
-            // A stream's share of an engine that is loaded up to the TPOT target.
-            let carries = profile.decode_model().streams_within(self.tpot, arrival.prompt);
-            let places = carries.min(f64::from(profile.max_num_seqs)).max(1.0);
-            decode += arrival.output.as_f64() * self.tpot.get() / places;
+            // Decode work: the engine time of a stream at the stream capacity of the TPOT target.
+            let streams_within = profile.decode_model().streams_within(self.tpot, arrival.prompt);
+            let capacity = streams_within.min(f64::from(profile.max_num_seqs)).max(1.0);
+            decode += arrival.output.as_f64() * self.tpot.get() / capacity;
         }
         if prefill + decode > 0.0 {
             let count = self.engines.len();
@@ -100,7 +100,7 @@ impl PeriodicRouter {
             };
             let engine = self.least(from, now, |view| view.prefill + view.streams);
             self.engines[engine].side = to;
-            self.engines[engine].back_at = now + self.restart;
+            self.engines[engine].available_at = now + self.restart;
             self.flips += 1;
         }
     }

@@ -4,18 +4,18 @@ use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 
-/// Policy that places requests and assigns engine roles.
+/// Policy that routes requests and assigns engine roles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
     /// The live proxy's placement, queue and planner.
     Tidegate,
-    /// Whole requests to the engine with the least predicted work.
+    /// Colocated requests, to the engine with the least predicted work.
     Aggregated,
     /// Fixed split with this number of prefill engines; the others decode.
     Static(usize),
     /// Best fixed split in hindsight.
     BestStatic,
-    /// Upper bound of any policy. Only its attainment is known.
+    /// Upper bound on the attainment of any policy; it has no other figures.
     Bound,
     /// Periodic controller; an engine that changes role is unavailable for `restart`.
     Interval {
@@ -28,7 +28,7 @@ pub enum Policy {
     Conditional(usize),
     /// Dynamo's KV router, aggregated.
     DynamoKv,
-    /// llm-d's default, aggregated: the session's engine until it is saturated.
+    /// llm-d's default, aggregated: the engine with the session's prefix until it is saturated.
     Sticky,
     /// SGLang's router, aggregated.
     CacheAware,
@@ -65,7 +65,7 @@ impl Policy {
     }
 }
 
-/// A command-line word that names no policy.
+/// A command-line argument that is no policy.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
     "{0:?} is no policy: use tidegate, aggregated, static:K, static:best, interval:SECONDS[:RESTART], \
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_policy_survives_its_own_word() {
+    fn a_policy_is_parsed_from_what_it_displays() {
         for word in [
             "tidegate",
             "aggregated",

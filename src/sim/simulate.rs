@@ -26,8 +26,8 @@ pub struct SimConfig {
     pub engines: usize,
     /// Profile of the engines.
     pub profile: Profile,
-    /// Profile of the second half of the engines if the fleet is mixed: the same model on other
-    /// hardware.
+    /// Profile of the second half of the engines in a mixed fleet (same model, other hardware);
+    /// `None`: all engines are equal.
     pub second: Option<Profile>,
     /// TTFT and TPOT targets.
     pub slo: Slo,
@@ -52,7 +52,7 @@ pub struct Run {
     pub gaps: GapHistogram,
     /// Number of prefill engines of the split, for policies with a fixed one.
     pub split: Option<usize>,
-    /// Pools and queue over time; empty for policies without a queue of their own.
+    /// Pools and queue over time; empty except for the policy `tidegate`.
     pub timeline: Timeline,
 }
 
@@ -65,8 +65,8 @@ impl Default for SimConfig {
             slo: Slo::default(),
             prefix_caching: false,
             disturbance: Disturbance::default(),
-            // An overloaded fleet needs up to half an hour for its backlog; the longest answer
-            // takes minutes.
+            // An overloaded fleet needs up to half an hour for its backlog, and the longest answer
+            // minutes.
             drain: Seconds(3600.0),
             tidegate: TidegateParams::default(),
         }
@@ -81,7 +81,7 @@ impl SimConfig {
         (0..self.engines).map(of).collect()
     }
 
-    /// Returns each engine's profile as policies assume it.
+    /// Returns the profile of each engine that policies assume.
     pub fn assumed_fleet(&self) -> Vec<Profile> {
         self.fleet().iter().map(|profile| self.disturbance.assumed(profile)).collect()
     }
@@ -168,7 +168,7 @@ impl Cell<'_> {
     }
 }
 
-/// Returns the bound as a run with attainment alone; other figures are null in JSON.
+/// Returns the upper bound as a run that has attainment alone; other figures are null in JSON.
 fn bound_run(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
     let most = bound(trace, &config.best(), config.engines, &config.slo);
     let unknown = f64::NAN;
@@ -211,7 +211,7 @@ fn best_static(cell: &Cell<'_>) -> Run {
     let mut best = run(1);
     for prefills in 2..engines {
         let other = run(prefills);
-        // Ties select the smaller number.
+        // Equal attainment selects fewer prefill engines.
         if other.report.attainment > best.report.attainment {
             best = other;
         }
@@ -219,9 +219,8 @@ fn best_static(cell: &Cell<'_>) -> Run {
     best
 }
 
-/// Returns the best fixed split in hindsight: its prefill engines and its report. Requests
-/// unfinished at `deadline` after the start stay unfinished. Returns `None` if there is nothing to
-/// split.
+/// Returns the best fixed split in hindsight: its prefill engines and its report. Runs end at
+/// `deadline` after the start. Returns `None` for a fleet of one engine.
 pub fn best_split(
     trace: &Trace,
     profile: Profile,

@@ -1,4 +1,4 @@
-//! Simulated fleets: the cost of a lone request, equalities between policies, conservation of
+//! Simulated fleets: the TTFT of a single request, equalities between policies, conservation of
 //! requests.
 
 use super::*;
@@ -44,7 +44,7 @@ const PREFILL: f64 = 2e-3 + 71e-6 * 1000.0 + 1.33e-9 * 1000.0 * 1000.0 / 2.0;
 const STEP: f64 = 15.1e-3 + 30.6e-9 * 1000.0;
 
 #[test]
-fn a_lone_request_that_is_split_pays_prefill_hand_off_and_one_step() {
+fn the_ttft_of_a_disaggregated_request_is_prefill_hand_off_and_one_step() {
     let outcome = run(&lone(1000, 3), Policy::Static(4)).outcomes[0];
     near(outcome.ttft, PREFILL + 3e-3 + 8e-6 * 1000.0 + STEP);
     near(outcome.tpot, STEP + 30.6e-9);
@@ -86,7 +86,7 @@ fn disturbed(trace: &Trace, policy: Policy, word: &str, capacity: u64) -> Run {
 }
 
 #[test]
-fn preemption_changes_nothing_while_memory_suffices_and_loses_nothing_when_it_does_not() {
+fn preemption_occurs_only_without_memory_and_loses_no_request() {
     let trace = busy(6);
     for policy in POLICIES {
         let plain = disturbed(&trace, policy, "none", 430_000);
@@ -104,7 +104,7 @@ fn preemption_changes_nothing_while_memory_suffices_and_loses_nothing_when_it_do
 }
 
 #[test]
-fn bursts_shorten_the_tpot_and_leave_the_gaps() {
+fn bursts_shorten_the_tpot_and_keep_the_gaps() {
     let trace = lone(1000, 2000);
     let of = |word| disturbed(&trace, Policy::Aggregated, word, 430_000);
     let (plain, bursts) = (of("none"), of("bursts:2"));
@@ -114,7 +114,7 @@ fn bursts_shorten_the_tpot_and_leave_the_gaps() {
 }
 
 #[test]
-fn the_largest_gap_is_the_step_that_a_prefill_shares() {
+fn the_largest_gap_is_the_step_shared_with_a_prefill() {
     let arrival = |at, prompt, output| Arrival {
         at: Seconds(at),
         prompt: Tokens(prompt),
@@ -130,7 +130,7 @@ fn the_largest_gap_is_the_step_that_a_prefill_shares() {
 }
 
 #[test]
-fn a_lone_request_that_stays_whole_pays_its_prefill() {
+fn the_ttft_of_a_colocated_request_is_its_prefill() {
     for policy in [Policy::Aggregated, Policy::Tidegate] {
         let outcome = run(&lone(1000, 3), policy).outcomes[0];
         near(outcome.ttft, PREFILL);
@@ -154,7 +154,7 @@ fn prefix_caching_shortens_the_turns_of_a_session() {
 }
 
 #[test]
-fn each_disturbance_costs_attainment_or_leaves_it() {
+fn no_disturbance_raises_attainment() {
     let trace = busy(8);
     let of = |word: &str| {
         let config = SimConfig { disturbance: word.parse().unwrap(), ..SimConfig::default() };
@@ -176,7 +176,7 @@ fn live_migration_moves_streams_and_loses_none() {
 }
 
 #[test]
-fn a_controller_follows_a_shift_and_pays_for_restarts() {
+fn a_periodic_controller_follows_a_shift_and_restarts_cost_attainment() {
     let trace = busy(8);
     let of = |restart| run(&trace, Policy::Interval { every: 5000, restart }).report;
     let (instant, slow) = (of(0), of(10_000));
@@ -185,7 +185,7 @@ fn a_controller_follows_a_shift_and_pays_for_restarts() {
 }
 
 #[test]
-fn the_same_input_gives_the_same_report_and_the_same_outcomes() {
+fn equal_inputs_give_equal_reports_and_outcomes() {
     let trace = busy(5);
     for policy in POLICIES {
         let (one, other) = (run(&trace, policy), run(&trace, policy));
@@ -195,7 +195,7 @@ fn the_same_input_gives_the_same_report_and_the_same_outcomes() {
 }
 
 #[test]
-fn the_best_static_split_is_the_best() {
+fn the_best_static_split_has_the_highest_attainment() {
     let trace = busy(6);
     let best = run(&trace, Policy::BestStatic);
     let all: Vec<Report> = (1..8).map(|k| run(&trace, Policy::Static(k)).report).collect();
@@ -209,7 +209,7 @@ fn the_best_static_split_is_the_best() {
 }
 
 #[test]
-fn what_is_unfinished_when_time_is_up_is_missed() {
+fn requests_unfinished_at_the_deadline_count_as_missed() {
     let config = SimConfig { drain: Seconds(0.5), ..SimConfig::default() };
     for policy in POLICIES {
         let report = simulate(&lone(1000, 1000), 1.0, policy, &config).report;
@@ -218,7 +218,7 @@ fn what_is_unfinished_when_time_is_up_is_missed() {
 }
 
 #[test]
-fn a_fixed_split_does_not_flip_and_a_fleet_that_may_not_does_not_either() {
+fn fixed_splits_and_fleets_without_flips_never_flip() {
     let trace = busy(7);
     assert_eq!(run(&trace, Policy::Static(3)).report.flips, 0);
     let tidegate = TidegateParams { flips: false, start: Some(3), ..TidegateParams::default() };
@@ -227,7 +227,7 @@ fn a_fixed_split_does_not_flip_and_a_fleet_that_may_not_does_not_either() {
 }
 
 #[test]
-fn engines_that_switch_by_themselves_lose_nothing_and_pay_for_it() {
+fn switching_engines_end_every_request_at_lower_attainment() {
     // Phases of 60 s, longer than a role change.
     let trace = Trace::bursts(3, Seconds(360.0), 14.0, Seconds(60.0)).scale_output(0.3);
     let with = |switch| {
@@ -242,7 +242,7 @@ fn engines_that_switch_by_themselves_lose_nothing_and_pay_for_it() {
 }
 
 #[test]
-fn a_fleet_of_two_kinds_is_worse_than_one_of_the_better_and_better_than_one_of_the_worse() {
+fn a_mixed_fleet_lies_between_its_two_kinds_of_engine() {
     let second = Profile::named("llama70b-a100x4");
     let trace = Trace::bursts(5, Seconds(120.0), 12.0, Seconds(20.0)).scale_output(0.3);
     let with = |profile: Profile, second| {
@@ -255,7 +255,7 @@ fn a_fleet_of_two_kinds_is_worse_than_one_of_the_better_and_better_than_one_of_t
 }
 
 #[test]
-fn one_engine_serves_every_policy_that_needs_no_second() {
+fn every_policy_that_runs_on_one_engine_serves_all_requests() {
     let config = SimConfig { engines: 1, ..SimConfig::default() };
     for policy in [Policy::Tidegate, Policy::Aggregated] {
         assert_eq!(simulate(&lone(500, 5), 1.0, policy, &config).report.attainment, 1.0);

@@ -1,19 +1,19 @@
-//! StaticRouter dispatch, the common practice: every request is sent on arrival to the engine with the
-//! least predicted load, and engine roles are fixed.
+//! Fixed roles and immediate dispatch: every request is sent on arrival to the engine with the least
+//! predicted load.
 //!
-//! `aggregated`: every engine runs whole requests. `static:K`: K engines prefill, the others
-//! decode. The decode engine is the one with the fewest streams after the prefill.
+//! `aggregated`: every engine serves colocated requests. `static:K`: K engines prefill, the others
+//! decode. The decode engine is the one with the fewest streams at the end of the prefill.
 //!
-//! Predicted work is the unfinished prefill time in seconds plus, for each stream, the compute of
-//! its next token. (Any small weight of the streams gives the same figures within a point. Without
-//! a weight, idle engines tie and the streams pile up on the first.)
+//! Predicted work is the unfinished prefill time plus, for each stream, the compute time of one token.
+//! Any small weight of the streams gives the same figures within a point. Without a weight, engines
+//! without prefills tie, and the first one receives all streams.
 
 use tidegate_types::{Seconds, Tokens};
 
 use crate::cluster::{Cluster, Router};
 use crate::engine::Work;
 
-/// Policy with immediate dispatch.
+/// Router of the policies with fixed roles.
 pub(crate) struct StaticRouter {
     /// Engines with a lower index prefill; `None`: every engine runs both legs.
     prefills: Option<usize>,
@@ -23,7 +23,7 @@ pub(crate) struct StaticRouter {
 /// Unfinished work of one engine.
 #[derive(Clone, Copy, Debug, Default)]
 struct PredictedLoad {
-    /// Predicted prefill work in nanoseconds; integers return to exactly zero.
+    /// Predicted prefill work in nanoseconds; an integer, so that it returns to exactly 0.
     prefill: u64,
     /// Streams, including those in transfer.
     streams: u64,
@@ -49,7 +49,7 @@ impl Router for StaticRouter {
         if self.prefills.is_none() {
             load.streams += 1;
         }
-        let work = if self.prefills.is_some() { Work::PrefillOnly } else { Work::Whole };
+        let work = if self.prefills.is_some() { Work::PrefillOnly } else { Work::Colocated };
         cluster.admit(request, engine, work);
     }
 

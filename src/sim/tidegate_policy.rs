@@ -1,9 +1,9 @@
 //! The policy `tidegate`: the scheduler of the live proxy, driven in virtual time. Like the proxy's
-//! dispatch and control rooms this module turns events into calls of the scheduler and makes no
+//! `dispatch` and `control`, this module turns events into calls of the scheduler and makes no
 //! decision of its own.
 //!
-//! Simplifications: slack is exact rather than up to a plan interval old, engines do not fail, and
-//! legs cost no time except the hand-off.
+//! Simplifications: slack is exact instead of up to one plan interval old, engines do not fail, and
+//! legs take no time except for the hand-off.
 
 use tidegate_scheduler::LocalU64;
 use tidegate_scheduler::dispatch::{
@@ -28,20 +28,21 @@ use crate::simulate::SimConfig;
 use crate::timeline::Timeline;
 use crate::trace::Arrival;
 
-/// The parameters that the live proxy takes from its settings.
+/// The parameters that the live proxy reads from its settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TidegateParams {
     /// Parameters of placement. SLO and chunk are replaced by those of the fleet.
     pub placement: PlacementParams,
     /// Parameters of the planner. SLO, chunk and, with `switch`, the switch time are replaced.
     pub planner: PlannerParams,
-    /// Plan interval without events. Default 5 ms.
+    /// Plan interval while no request is queued. Default 5 ms.
     pub plan_interval: Seconds,
-    /// Shortest plan interval while requests wait. Default 2 ms.
+    /// Shortest plan interval while requests are queued. Default 2 ms.
     pub plan_gap: Seconds,
-    /// Time without a first leg after which a request is refused. Default 30 s.
+    /// Queue deadline: time after arrival at which a queued request is refused. Default 30 s.
     pub queue_deadline: Seconds,
-    /// Time after which a prefilled request takes any decode engine. Default 20 s.
+    /// Hand-off deadline: time after the prefill from which a request takes a decode engine without
+    /// capacity too. Default 20 s.
     pub handoff_deadline: Seconds,
     /// Whether requests state their output length as `max_tokens`, as those of `tidegate replay`
     /// do.
@@ -54,8 +55,8 @@ pub struct TidegateParams {
     pub kv_events: bool,
     /// Whether the planner may flip engines.
     pub flips: bool,
-    /// Duration of a role switch of engines that switch by themselves once idle; such engines take
-    /// no whole requests. `None`: the proxy alone changes roles.
+    /// Duration of the role switch of `DrainThenCall` engines, which serve no colocated requests.
+    /// `None`: roles change instantly.
     pub switch: Option<Seconds>,
     /// Prefill engines at the start; `None`: the planner's initial split.
     pub start: Option<usize>,
@@ -84,7 +85,7 @@ impl Default for TidegateParams {
 /// All engines serve one model.
 const POOL: PoolId = PoolId(0);
 
-/// State of the policy.
+/// Router of the policy `tidegate`.
 pub(crate) struct TidegateRouter {
     params: TidegateParams,
     fleet_state: FleetState,
@@ -181,7 +182,7 @@ impl TidegateRouter {
         self.params.tells_output.then_some(output)
     }
 
-    /// Places the requests that fit now.
+    /// Places the queued requests for which an engine has capacity.
     fn pass(&mut self, cluster: &mut Cluster<'_>) {
         let now = cluster.now();
         self.passed_at = now;
@@ -222,7 +223,7 @@ impl TidegateRouter {
     fn start(&mut self, cluster: &mut Cluster<'_>, request: usize, leg: LegReservation<LocalU64>) {
         let Arrival { prompt, blocks, .. } = &cluster.trace().arrivals[request];
         let on = leg.on;
-        let work = if leg.stream.is_some() { Work::Whole } else { Work::PrefillOnly };
+        let work = if leg.stream.is_some() { Work::Colocated } else { Work::PrefillOnly };
         self.learning.prefill_sent(request, on, leg.predicted, cluster.now());
         self.fleet_state.placed(request, leg);
         self.fleet_state.sent(id_of(request), on, blocks, *prompt);
@@ -254,7 +255,7 @@ impl TidegateRouter {
         self.switch(cluster);
     }
 
-    /// Returns what has arrived since the previous plan.
+    /// Returns the demand since the previous plan.
     fn demand(&mut self) -> GroupDemand {
         let now = self.arrivals.totals();
         let before = std::mem::replace(&mut self.planned_arrivals, now);
@@ -288,7 +289,7 @@ impl Router for TidegateRouter {
         let cached = self.fleet_state.look_up(job.id, blocks).min(job.prompt - Tokens(1));
         let work = self.fleet_state.mean_prefill().predict(job.prompt - cached, cached);
         self.arrivals.count(work, job.prompt, job.expected_output);
-        // Waiting requests have precedence.
+        // Queued requests have precedence.
         if self.queue.waiting(POOL) == 0 {
             let now = cluster.now();
             match try_place(&self.params.placement, now, &job, &self.fleet_state.view(now)) {
@@ -310,7 +311,7 @@ impl Router for TidegateRouter {
         self.learning.prefilled(request, arrival.prompt, cluster.hit(request), cluster.now());
         let (from, id) = (BackendId(engine as u16), id_of(request));
         let mut excluded = Excluded::default();
-        // Same as in the proxy: an engine does not read its own blocks.
+        // As in the proxy: an engine does not read its own blocks.
         excluded.insert(from);
         let request = DecodeRequest {
             id,

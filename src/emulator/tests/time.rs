@@ -32,7 +32,7 @@ fn running() -> (UnboundedSender<SchedulerCommand>, Arc<TokenFeed>, Seconds) {
         prompt: Tokens(10),
         cached: Tokens::ZERO,
         output: Tokens(1000),
-        work: Work::Whole,
+        work: Work::Colocated,
     };
     commands
         .send(SchedulerCommand::Admit { sequence, feed: Arc::clone(&feed), reserved: None })
@@ -79,7 +79,7 @@ async fn a_sequence_whose_reader_disconnected_is_not_admitted() {
         prompt: Tokens(10),
         cached: Tokens::ZERO,
         output: Tokens(1000),
-        work: Work::Whole,
+        work: Work::Colocated,
     };
     commands.send(SchedulerCommand::Cancel(SeqId(2))).unwrap();
     commands

@@ -6,11 +6,11 @@ use super::{Engine, Sequence, Work};
 use crate::bursts::Bursts;
 
 impl Engine {
-    /// Makes room for the tokens of the next step: the sequence that started last goes back to the
-    /// queue, until the rest fits or one is left. Returns whether any did; then no sequence starts
+    /// Frees KV memory for the tokens of the next step: preempts the sequence that started last, until
+    /// the others fit or one is left. Returns whether a sequence was preempted; then no sequence starts
     /// with this step, as in vLLM.
     pub(super) fn preempt(&mut self) -> bool {
-        // KV that is counted in advance cannot run out.
+        // With answers counted in advance, the memory suffices for every running sequence.
         if !self.preempts || self.profile.counts_whole_answers {
             return false;
         }
@@ -40,7 +40,7 @@ impl Engine {
                 let (stream, kv) = self.remove_stream(at);
                 let output = Tokens(stream.last - self.tokens);
                 let (id, cached) = (stream.id, Tokens::ZERO);
-                Sequence { id, prompt: Tokens(kv), cached, output, work: Work::Whole }
+                Sequence { id, prompt: Tokens(kv), cached, output, work: Work::Colocated }
             }
             (None, _) => return,
         };

@@ -38,7 +38,7 @@ impl Rival for Aggregated {
             RoutingRule::Sticky => sticky(fleet, request),
             RoutingRule::CacheAware => cache_aware(fleet, request),
         };
-        Route::Whole(engine.unwrap_or(0))
+        Route::Colocated(engine.unwrap_or(0))
     }
 
     fn decode_engine(&mut self, _fleet: Fleet<'_, '_>, _request: usize, from: usize) -> usize {

@@ -31,7 +31,7 @@ impl Rival for Conditional {
     fn place(&mut self, fleet: Fleet<'_, '_>, request: usize) -> Route {
         let decode = self.decode_engine(fleet, request, 0);
         if self.prefills_locally(fleet, request, decode) {
-            return Route::Whole(decode);
+            return Route::Colocated(decode);
         }
         let wait = |engine| fleet.predicted_prefill(request, engine).get();
         Route::Prefill(least(0..self.0, wait).unwrap_or(0))

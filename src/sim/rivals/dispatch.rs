@@ -10,7 +10,7 @@ use crate::rivals::loads::{EngineLoads, own_prefill};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
     /// Prefill and decode on this engine.
-    Whole(usize),
+    Colocated(usize),
     /// Prefill on this engine; the decode engine is chosen after it.
     Prefill(usize),
 }
@@ -67,7 +67,7 @@ impl<R: Rival> Router for Dispatch<R> {
         }
         let fleet = Fleet { cluster, loads: &self.loads };
         match self.rival.place(fleet, request) {
-            Route::Whole(engine) => self.loads.send_whole(cluster, request, engine),
+            Route::Colocated(engine) => self.loads.send_colocated(cluster, request, engine),
             Route::Prefill(engine) => self.loads.send_prefill(cluster, request, engine),
         }
     }

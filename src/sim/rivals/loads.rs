@@ -58,10 +58,15 @@ impl EngineLoads {
     }
 
     /// Sends both legs of `request` to `engine`.
-    pub(crate) fn send_whole(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
+    pub(crate) fn send_colocated(
+        &mut self,
+        cluster: &mut Cluster<'_>,
+        request: usize,
+        engine: usize,
+    ) {
         self.charge_prefill(cluster, request, engine);
         self.charge_stream(cluster, request, engine);
-        cluster.admit(request, engine, Work::Whole);
+        cluster.admit(request, engine, Work::Colocated);
     }
 
     /// Sends the prefill leg of `request` to `engine`.

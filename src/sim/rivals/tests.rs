@@ -1,4 +1,4 @@
-//! Rivals on small loads: what each is known for.
+//! Tests of characteristic behaviour of the rivals on small loads.
 
 use tidegate_types::{Seconds, Slo, Tokens};
 
@@ -16,7 +16,7 @@ fn shifts() -> Trace {
 }
 
 #[test]
-fn migration_helps_llumnix_where_demand_shifts() {
+fn migration_raises_the_attainment_of_llumnix_under_shifting_demand() {
     let config = SimConfig::default();
     let of = |migrates| attainment(&shifts(), Policy::Llumnix { migrates }, &config);
     let (without, with) = (of(false), of(true));
@@ -33,7 +33,7 @@ fn llumnix_and_xllm_keep_the_tpot_target_by_packing() {
 }
 
 #[test]
-fn streams_go_where_a_sequence_slot_is_free() {
+fn streams_go_to_engines_with_a_free_sequence_slot() {
     let default = SimConfig::default();
     let profile = crate::Profile { max_num_seqs: 4, ..default.profile };
     let slo = Slo { ttft: Seconds(0.5), tpot: Seconds(0.2), ..Slo::default() };

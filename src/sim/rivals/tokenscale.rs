@@ -89,7 +89,7 @@ impl Rival for TokenScale {
             let until = (self.prefills + CONVERTIBLE).min(fleet.engines());
             let decoder = least(self.prefills..until, |engine| wait(engine).get());
             if let Some(decoder) = decoder.filter(|decoder| wait(*decoder) < wait(engine)) {
-                return Route::Whole(decoder);
+                return Route::Colocated(decoder);
             }
         }
         Route::Prefill(engine)
