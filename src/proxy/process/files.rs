@@ -441,7 +441,7 @@ fn bytes(path: &Path) -> Result<Vec<u8>, FileProblem> {
     read().map_err(|source| FileProblem::Read { path: path.to_owned(), source })
 }
 
-fn text(path: &Path) -> Result<String, FileProblem> {
+pub(crate) fn text(path: &Path) -> Result<String, FileProblem> {
     String::from_utf8(bytes(path)?).map_err(|error| FileProblem::Read {
         path: path.to_owned(),
         source: std::io::Error::other(error),

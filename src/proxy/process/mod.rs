@@ -22,5 +22,6 @@ pub(crate) mod role_labels;
 pub(crate) mod server;
 pub(crate) mod shutdown;
 pub(crate) mod sources;
+mod srv;
 pub(crate) mod start;
 mod trials;

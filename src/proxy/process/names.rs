@@ -15,13 +15,16 @@ use tokio::task::JoinSet;
 
 use crate::control::FleetUpdate;
 use crate::process::desired::{DesiredBackends, checked, send_changes};
+use crate::process::srv;
 
 /// Longest wait for one resolution; glibc's resolver gives up after 10 s per server by default
 /// (resolv.conf(5): timeout 5 s, 2 attempts).
 const RESOLUTION_MAX: Duration = Duration::from_secs(10);
 
+/// An address of an engine, and the host that a certificate of it names.
+type Located = (IpAddr, u16, String);
 /// Answer of a resolver.
-type Answer = Pin<Box<dyn Future<Output = io::Result<BTreeSet<IpAddr>>> + Send>>;
+type Answer = Pin<Box<dyn Future<Output = io::Result<BTreeSet<Located>>> + Send>>;
 /// Resolves a name; replaced in tests.
 type Resolver = Arc<dyn Fn(&DnsSettings) -> Answer + Send + Sync>;
 
@@ -94,7 +97,7 @@ impl DnsEntry {
         let name = &self.dns.name;
         match tokio::time::timeout(RESOLUTION_MAX, resolve(&self.dns)).await {
             Ok(Ok(found)) if !found.is_empty() => {
-                return Some(found.into_iter().map(|ip| self.backend(ip)).collect());
+                return Some(found.into_iter().map(|at| self.backend(at)).collect());
             }
             Ok(Ok(_)) => tracing::warn!(name, "name has no address, its known backends stay"),
             Ok(Err(error)) => {
@@ -105,23 +108,28 @@ impl DnsEntry {
         None
     }
 
-    /// Returns the backend at one address. A certificate is verified against the DNS name.
-    fn backend(&self, ip: IpAddr) -> BackendSettings {
-        let DnsSettings { name: host, port, .. } = &self.dns;
-        let name = format!("{}-{ip}", self.template.name).replace(':', "-");
+    /// Returns the backend at one address. A certificate is verified against the DNS name, or against
+    /// the host in the SRV record.
+    fn backend(&self, (ip, port, host): Located) -> BackendSettings {
+        let by_port = if self.dns.srv { format!("-{port}") } else { String::new() };
+        let name = format!("{}-{ip}{by_port}", self.template.name).replace(':', "-");
         match self.template.is_https() {
-            true => self.template.at(name, host, ip, *port, 0),
-            false => self.template.at(name, &host_of(ip), ip, *port, 0),
+            true => self.template.at(name, &host, ip, port, 0),
+            false => self.template.at(name, &host_of(ip), ip, port, 0),
         }
     }
 }
 
-/// The system's resolver: A and AAAA records, and the hosts file.
+/// The system's resolver: A and AAAA records, and the hosts file; SRV records from a name server.
 fn system(dns: &DnsSettings) -> Answer {
-    let (name, port) = (dns.name.clone(), dns.port);
+    let DnsSettings { name, port, srv, server, .. } = dns.clone();
     Box::pin(async move {
-        let found = tokio::net::lookup_host((name, port)).await?;
-        Ok(found.map(|address| address.ip()).collect())
+        if srv {
+            let found = srv::resolve(&name, server).await?;
+            return Ok(found.into_iter().map(|(at, ip)| (ip, at.port, at.host)).collect());
+        }
+        let found = tokio::net::lookup_host((name.as_str(), port)).await?;
+        Ok(found.map(|address| (address.ip(), port, name.clone())).collect())
     })
 }
 
@@ -143,10 +151,11 @@ mod tests {
         let settings = Settings::parse(&text).unwrap();
         let script: Script = Arc::new(Mutex::new(answers.into()));
         let answers = Arc::clone(&script);
-        let resolve = move |_: &DnsSettings| -> Answer {
+        let resolve = move |dns: &DnsSettings| -> Answer {
+            let at = |ip: &&str| (ip.parse().unwrap(), dns.port, dns.name.clone());
             let next = answers.lock().unwrap().pop_front();
             let next = next.unwrap_or_else(|| Err(io::Error::other("no further answer")));
-            let parsed = next.map(|all| all.iter().map(|ip| ip.parse().unwrap()).collect());
+            let parsed = next.map(|all| all.iter().map(at).collect());
             Box::pin(std::future::ready(parsed))
         };
         (Names::resolved_by(&settings, Arc::new(resolve)).unwrap(), script)

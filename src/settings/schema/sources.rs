@@ -1,19 +1,26 @@
 //! Sources of backends beside Kubernetes: DNS and directories of files.
 
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use tidegate_types::Seconds;
 
 use crate::defaults;
 
-/// `[backends.dns]`: each address of a name is a backend, named `NAME-ADDRESS`.
+/// `[backends.dns]`: each address of a name is a backend, named `NAME-ADDRESS`, or `NAME-ADDRESS-PORT` by SRV
+/// records.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DnsSettings {
-    /// Host name, for example of a headless Service; its A and AAAA records are used.
+    /// Host name, for example of a headless Service; its A and AAAA records are used. With `srv` the name of
+    /// a service, `_http._tcp.vllm.llm.svc.cluster.local`.
     pub name: String,
-    /// Port of the engine.
+    /// Port of the engine; unused with `srv`.
     pub port: u16,
+    /// Read SRV records, which name hosts and ports, over TCP.
+    pub srv: bool,
+    /// Name server for SRV records; absent: those of /etc/resolv.conf.
+    pub server: Option<SocketAddr>,
     /// Interval of resolution.
     #[serde(rename = "refresh_seconds")]
     pub refresh: Seconds,
@@ -24,6 +31,8 @@ impl Default for DnsSettings {
         DnsSettings {
             name: String::new(),
             port: defaults::ENGINE_PORT,
+            srv: false,
+            server: None,
             refresh: defaults::DNS_REFRESH,
         }
     }
