@@ -180,7 +180,7 @@ mod tests {
     use clap::Parser;
 
     #[derive(clap::Parser)]
-    struct Line {
+    struct TestCommand {
         #[command(flatten)]
         args: Args,
     }
@@ -198,7 +198,9 @@ mod tests {
             r#"models=["m"]"#,
             "version=0.32",
         ];
-        let Action::Add(args) = Line::try_parse_from(line).unwrap().args.action else { panic!() };
+        let Action::Add(args) = TestCommand::try_parse_from(line).unwrap().args.action else {
+            panic!()
+        };
         let expected = serde_json::json!({
             "name": "e9", "url": "http://h:8000", "engine": "vllm", "streams_max": 64,
             "pin": true, "models": ["m"], "version": 0.32,
@@ -206,7 +208,7 @@ mod tests {
         assert_eq!(entry(&args), expected);
         for wrong in ["engine", "=x", "name=x"] {
             let line = ["backends", "add", "e9", "http://h:8000", wrong];
-            assert!(Line::try_parse_from(line).is_err(), "{wrong}");
+            assert!(TestCommand::try_parse_from(line).is_err(), "{wrong}");
         }
     }
 }

@@ -193,14 +193,14 @@ mod tests {
     use tidegate_settings::{Connector, EngineName};
 
     #[derive(Parser)]
-    struct Line {
+    struct TestCommand {
         #[command(flatten)]
         args: Args,
     }
 
     fn settings(flags: &[&str]) -> Result<Settings, String> {
         let line = ["sidecar"].iter().chain(flags);
-        let args = Line::try_parse_from(line).map_err(|error| error.to_string())?.args;
+        let args = TestCommand::try_parse_from(line).map_err(|error| error.to_string())?.args;
         Settings::parse(&config(&args)?).map_err(|problems| format!("{problems:?}"))
     }
 

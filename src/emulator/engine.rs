@@ -12,11 +12,11 @@ use crate::kv_transfer::PeerConnections;
 use crate::lease::Leases;
 use crate::scheduler::SchedulerCommand;
 use crate::shared_kv_store::SharedKvStore;
-use crate::stats::Counters;
+use crate::stats::EmulatorCounters;
 use crate::tokens::TokenizedPrompt;
 
 /// One emulated engine. Its connections hold it; it is dropped with them when it is killed.
-pub struct EngineState {
+pub struct EmulatedState {
     /// Configuration of the engine.
     pub config: EmulatorConfig,
     /// Address on which it listens.
@@ -32,7 +32,7 @@ pub struct EngineState {
     /// KV that all engines of this process share, if the connector uses it.
     pub store: Arc<SharedKvStore>,
     /// Counters of the engine.
-    pub counters: Arc<Counters>,
+    pub counters: Arc<EmulatorCounters>,
     prefix: Option<Mutex<BlockCache>>,
     commands: UnboundedSender<SchedulerCommand>,
     sequences: AtomicU64,
@@ -46,19 +46,19 @@ pub struct EngineState {
     pub graphs: AtomicBool,
 }
 
-impl EngineState {
+impl EmulatedState {
     /// Creates an engine that listens at `address` and sends `commands` to its scheduler.
     pub fn new(
         config: EmulatorConfig,
         address: SocketAddr,
         commands: UnboundedSender<SchedulerCommand>,
         store: Arc<SharedKvStore>,
-    ) -> EngineState {
+    ) -> EmulatedState {
         let reachable = match address.ip() {
             ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
             ip => ip.to_string(),
         };
-        EngineState {
+        EmulatedState {
             address,
             host: config.advertise.clone().unwrap_or(reachable),
             id: uuid(),
@@ -127,7 +127,7 @@ impl EngineState {
 
     /// Records a failed assertion.
     pub fn fail_assertion(&self) {
-        Counters::add(&self.counters.assertions, 1);
+        EmulatorCounters::add(&self.counters.assertions, 1);
         self.dead.store(true, Relaxed);
     }
 

@@ -11,11 +11,11 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use crate::config::LoadFailurePolicy;
-use crate::engine::EngineState;
+use crate::engine::EmulatedState;
 use crate::kv_transfer::{TransferError, TransferMessage, TransferredKv};
 use crate::request_body::Remote;
 use crate::scheduler::SchedulerCommand;
-use crate::stats::Counters;
+use crate::stats::EmulatorCounters;
 use crate::token_feed::TokenFeed;
 
 /// Polling interval for the KV.
@@ -24,7 +24,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// Sequence whose KV is on another engine.
 pub struct Fetch {
     /// The reading engine.
-    pub engine: Arc<EngineState>,
+    pub engine: Arc<EmulatedState>,
     /// Owner of the KV.
     pub remote: Remote,
     /// Sequence to run after the transfer.
@@ -38,13 +38,13 @@ pub struct Fetch {
 }
 
 /// Granted memory; returned on drop unless it was used.
-struct Reserved<'a> {
-    engine: &'a EngineState,
+struct GrantedMemory<'a> {
+    engine: &'a EmulatedState,
     tokens: Tokens,
     used: bool,
 }
 
-impl Drop for Reserved<'_> {
+impl Drop for GrantedMemory<'_> {
     fn drop(&mut self) {
         if !self.used {
             self.engine.send_command(SchedulerCommand::Unreserve(self.tokens));
@@ -81,11 +81,11 @@ impl Fetch {
         match self.read().await {
             Ok(answer) => {
                 let wanted = prompt - self.local;
-                Counters::add(&engine.counters.transfers_in, 1);
-                Counters::add(&engine.counters.tokens_in, wanted.get());
-                Counters::add(&engine.counters.prompt_cached, self.local.get());
+                EmulatorCounters::add(&engine.counters.transfers_in, 1);
+                EmulatorCounters::add(&engine.counters.tokens_in, wanted.get());
+                EmulatorCounters::add(&engine.counters.prompt_cached, self.local.get());
                 let bytes = wanted.get() * engine.config.profile.kv_bytes;
-                Counters::add(&engine.counters.bytes_in, bytes);
+                EmulatorCounters::add(&engine.counters.bytes_in, bytes);
                 reserved.used = true;
                 self.feed.set_kv(answer.kv, answer.cached);
                 let sequence = Sequence { work: Work::DecodeOnly, ..self.sequence };
@@ -96,7 +96,7 @@ impl Fetch {
                 });
             }
             Err(_) => {
-                Counters::add(&engine.counters.transfers_failed, 1);
+                EmulatorCounters::add(&engine.counters.transfers_failed, 1);
                 drop(reserved);
                 self.handle_failed_transfer();
             }
@@ -109,10 +109,10 @@ impl Fetch {
         match engine.config.policy {
             LoadFailurePolicy::Fail => self.feed.fail(),
             LoadFailurePolicy::Recompute => {
-                Counters::add(&engine.counters.recomputes, 1);
+                EmulatorCounters::add(&engine.counters.recomputes, 1);
                 let computed = self.sequence.prompt - self.local;
-                Counters::add(&engine.counters.prompt_computed, computed.get());
-                Counters::add(&engine.counters.prompt_cached, self.local.get());
+                EmulatorCounters::add(&engine.counters.prompt_computed, computed.get());
+                EmulatorCounters::add(&engine.counters.prompt_cached, self.local.get());
                 self.feed.set_kv(self.kv, self.local.get());
                 let sequence =
                     Sequence { work: Work::Colocated, cached: self.local, ..self.sequence };
@@ -123,7 +123,7 @@ impl Fetch {
     }
 
     /// Waits for memory, and extends the lease on the prefill engine during the wait.
-    async fn reserve(&self) -> Reserved<'_> {
+    async fn reserve(&self) -> GrantedMemory<'_> {
         let tokens = self.sequence.prompt;
         let (granted, mut grant) = oneshot::channel();
         self.engine.send_command(SchedulerCommand::Reserve { tokens, granted });
@@ -134,7 +134,7 @@ impl Fetch {
             tokio::select! {
                 biased;
                 granted = &mut grant => match granted {
-                    Ok(()) => return Reserved { engine: &self.engine, tokens, used: false },
+                    Ok(()) => return GrantedMemory { engine: &self.engine, tokens, used: false },
                     // The engine was killed; its clients and this task end as well.
                     Err(_) => std::future::pending::<()>().await,
                 },

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::config::{EmulatedEngine, VllmConnector};
 use crate::{auth, mooncake, rendezvous, shared_kv_store, trtllm};
 
-use crate::engine::EngineState;
+use crate::engine::EmulatedState;
 use crate::error_response::ErrorResponse;
 use crate::fetch::{self, Fetch};
 use crate::kv_transfer::TransferMessage;
@@ -24,13 +24,13 @@ use crate::request_body::{self, GenerationRequest, RefusedBody, Remote, Requeste
 use crate::response_body::{ResponseBody, TokenStream};
 use crate::response_format::{ResponseFormat, ResponseIds, handoff_params};
 use crate::scheduler::SchedulerCommand;
-use crate::stats::Counters;
+use crate::stats::EmulatorCounters;
 use crate::token_feed::TokenFeed;
 
 /// The answers of one request in progress.
 pub struct ActiveAnswers {
     /// The engine.
-    pub engine: Arc<EngineState>,
+    pub engine: Arc<EmulatedState>,
     /// All answers; those to one prompt are adjacent.
     pub all: Vec<ActiveAnswer>,
     /// Dropping it stops an unfinished hand-off.
@@ -59,7 +59,7 @@ const ORCA: HeaderName = HeaderName::from_static("endpoint-load-metrics-format")
 
 /// Answers a chat or completion request.
 pub async fn generate(
-    engine: Arc<EngineState>,
+    engine: Arc<EmulatedState>,
     chat: bool,
     headers: &HeaderMap,
     body: &[u8],
@@ -114,7 +114,7 @@ pub async fn generate(
 }
 
 fn has_room(
-    engine: &EngineState,
+    engine: &EmulatedState,
     ask: GenerationRequest,
 ) -> Result<GenerationRequest, RefusedBody> {
     let waiting = engine.counters.waiting.load(Relaxed);
@@ -127,13 +127,13 @@ fn has_room(
 }
 
 /// Notifies the prefill engine that the KV will not be read.
-async fn give_up(engine: Arc<EngineState>, remote: Remote) {
+async fn give_up(engine: Arc<EmulatedState>, remote: Remote) {
     // A failure is ignored: the engine has stopped, or its lease will expire.
     engine.peers.ask(&remote, TransferMessage::Release, Tokens::ZERO, Tokens::ZERO).await.ok();
 }
 
 /// Admits every sequence of a request to the scheduler, or to the hand-off that precedes it.
-fn begin(engine: Arc<EngineState>, ask: &GenerationRequest, ids: ResponseIds) -> ActiveAnswers {
+fn begin(engine: Arc<EmulatedState>, ask: &GenerationRequest, ids: ResponseIds) -> ActiveAnswers {
     let (stop, stopped) = oneshot::channel();
     let offered = match &ask.handoff {
         RequestedHandoff::Offer(name) | RequestedHandoff::Meet(name) => Some(name.clone()),
@@ -177,8 +177,11 @@ fn begin(engine: Arc<EngineState>, ask: &GenerationRequest, ids: ResponseIds) ->
                 Tokens::ZERO
             };
             let sequence = Sequence { cached: cached + fetched, ..sequence };
-            Counters::add(&engine.counters.prompt_computed, (tokens - sequence.cached).get());
-            Counters::add(&engine.counters.prompt_cached, cached.get());
+            EmulatorCounters::add(
+                &engine.counters.prompt_computed,
+                (tokens - sequence.cached).get(),
+            );
+            EmulatorCounters::add(&engine.counters.prompt_cached, cached.get());
             feed.set_kv(kv, sequence.cached.get());
             let admit = SchedulerCommand::Admit { sequence, feed, reserved: None };
             if fetched == Tokens::ZERO {
@@ -196,7 +199,7 @@ fn begin(engine: Arc<EngineState>, ask: &GenerationRequest, ids: ResponseIds) ->
     if !fetches.is_empty() {
         tokio::spawn(fetch::run(fetches, stopped));
     }
-    Counters::add(&engine.counters.open, 1);
+    EmulatorCounters::add(&engine.counters.open, 1);
     ActiveAnswers { engine, all, _stop: stop, ids, offered }
 }
 
@@ -215,7 +218,7 @@ impl ActiveAnswers {
         let feed = Arc::clone(&self.all[i].feed);
         let ended = poll_fn(|context| feed.poll_beyond(u64::MAX, context)).await;
         if ended.failed {
-            Counters::add(&self.engine.counters.errors, 1);
+            EmulatorCounters::add(&self.engine.counters.errors, 1);
             return None;
         }
         Some(feed)
@@ -244,7 +247,7 @@ impl ActiveAnswers {
 
     /// Marks all answers as ended without an error.
     pub fn finish(&self) {
-        Counters::add(&self.engine.counters.finished, 1);
+        EmulatorCounters::add(&self.engine.counters.finished, 1);
     }
 }
 
@@ -293,7 +296,7 @@ pub fn json(status: StatusCode, body: Bytes) -> Response<ResponseBody> {
 }
 
 /// Returns the load in the requested format.
-fn load_header(engine: &EngineState, format: &HeaderValue) -> Option<HeaderValue> {
+fn load_header(engine: &EmulatedState, format: &HeaderValue) -> Option<HeaderValue> {
     let waiting = engine.counters.waiting.load(Relaxed) as f64;
     let usage = engine.kv_usage();
     let text = match format.as_bytes().to_ascii_uppercase().as_slice() {

@@ -16,11 +16,11 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::config::{EmulatedEngine, VllmConnector};
-use crate::engine::EngineState;
+use crate::engine::EmulatedState;
 use crate::lease::Missing;
 use crate::request_body::Remote;
 use crate::scheduler::SchedulerCommand;
-use crate::stats::Counters;
+use crate::stats::EmulatorCounters;
 
 /// Private path of the protocol.
 pub const PATH: &str = "/emulator/nixl";
@@ -82,7 +82,7 @@ pub struct PeerConnections {
 }
 
 /// Answers a KV request of another engine.
-pub fn serve(engine: &EngineState, body: &[u8]) -> (StatusCode, Bytes) {
+pub fn serve(engine: &EmulatedState, body: &[u8]) -> (StatusCode, Bytes) {
     let Ok(question) = serde_json::from_slice::<TransferRequest>(body) else {
         return (StatusCode::BAD_REQUEST, Bytes::new());
     };
@@ -111,7 +111,7 @@ pub fn serve(engine: &EngineState, body: &[u8]) -> (StatusCode, Bytes) {
             engine.send_command(SchedulerCommand::Release(held.sequence));
             if question.what == TransferMessage::Done {
                 let bytes = question.wanted * engine.config.profile.kv_bytes;
-                Counters::add(&engine.counters.bytes_out, bytes);
+                EmulatorCounters::add(&engine.counters.bytes_out, bytes);
             }
             TransferredKv { kv: held.kv, cached: held.cached }
         }),
@@ -122,7 +122,7 @@ pub fn serve(engine: &EngineState, body: &[u8]) -> (StatusCode, Bytes) {
         }
         Err(missing) => {
             if missing == Missing::Expired && question.what != TransferMessage::Heartbeat {
-                Counters::add(&engine.counters.late_reads, 1);
+                EmulatorCounters::add(&engine.counters.late_reads, 1);
             }
             (StatusCode::GONE, Bytes::from(format!("\"{missing:?}\"")))
         }

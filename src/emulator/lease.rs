@@ -9,9 +9,9 @@ use tidegate_sim::SeqId;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use crate::engine::EngineState;
+use crate::engine::EmulatedState;
 use crate::scheduler::SchedulerCommand;
-use crate::stats::Counters;
+use crate::stats::EmulatorCounters;
 
 /// KV held for a decode engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +156,7 @@ impl Leases {
 }
 
 /// Frees KV whose lease has expired, until the engine stops.
-pub async fn expire(engine: Arc<EngineState>) {
+pub async fn expire(engine: Arc<EmulatedState>) {
     loop {
         match engine.leases.next_end() {
             None => engine.leases.added.notified().await,
@@ -166,7 +166,7 @@ pub async fn expire(engine: Arc<EngineState>) {
             },
         }
         for held in engine.leases.take_expired() {
-            Counters::add(&engine.counters.leases_expired, 1);
+            EmulatorCounters::add(&engine.counters.leases_expired, 1);
             engine.send_command(SchedulerCommand::Release(held.sequence));
         }
     }

@@ -5,11 +5,11 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::config::{EmulatedEngine, VllmConnector};
-use crate::engine::EngineState;
+use crate::engine::EmulatedState;
 use crate::tokens::BLOCK_TOKENS;
 
 /// Renders the page.
-pub fn page(engine: &EngineState) -> String {
+pub fn page(engine: &EmulatedState) -> String {
     let counters = &engine.counters;
     let of = |counter: &AtomicU64| counter.load(Relaxed) as f64;
     let labels = format!("engine=\"0\",model_name={:?}", engine.config.model);

@@ -7,7 +7,7 @@ use http::header::HeaderMap;
 use serde_json::{Map, Value, json};
 
 use crate::config::{EmulatedEngine, VllmConnector, VllmKvRole};
-use crate::engine::EngineState;
+use crate::engine::EmulatedState;
 use crate::request_body::{Remote, RequestedHandoff};
 
 /// Returns the lease name of a transfer's KV: only the rank that computed it has it.
@@ -24,7 +24,7 @@ pub fn remote(engine_id: String, transfer: &str, bootstrap: &str) -> Option<Remo
 }
 
 /// Returns the lease name of a prefill leg, on the rank that the request is pinned to, or any rank.
-pub fn pinned(engine: &EngineState, headers: &HeaderMap, transfer: &str) -> String {
+pub fn pinned(engine: &EmulatedState, headers: &HeaderMap, transfer: &str) -> String {
     let ranks = engine.config.ranks.max(1);
     let rank_header = headers.get("x-data-parallel-rank").and_then(|rank| rank.to_str().ok());
     let rank = rank_header.and_then(|rank| rank.parse().ok()).filter(|rank| *rank < ranks);
@@ -32,7 +32,7 @@ pub fn pinned(engine: &EngineState, headers: &HeaderMap, transfer: &str) -> Stri
 }
 
 /// `GET /query`; `None` without a bootstrap server.
-pub fn query(engine: &EngineState) -> Option<Value> {
+pub fn query(engine: &EmulatedState) -> Option<Value> {
     let config = &engine.config;
     let serves = config.kind == EmulatedEngine::Vllm
         && config.connector == VllmConnector::Mooncake
@@ -47,7 +47,7 @@ pub fn query(engine: &EngineState) -> Option<Value> {
 }
 
 /// Returns whether the engine aborts on this hand-off.
-pub fn asserts(engine: &EngineState, handoff: &RequestedHandoff) -> bool {
+pub fn asserts(engine: &EmulatedState, handoff: &RequestedHandoff) -> bool {
     let mooncake = engine.config.connector == VllmConnector::Mooncake;
     mooncake
         && engine.config.kind == EmulatedEngine::Vllm

@@ -6,27 +6,27 @@ use http::{Response, StatusCode};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::EngineState;
+use crate::engine::EmulatedState;
 use crate::error_response::ErrorResponse;
 use crate::generate::{ActiveAnswers, json, refuse};
 use crate::response_body::ResponseBody;
 use crate::response_format::ResponseFormat;
 use crate::scheduler::SchedulerCommand;
-use crate::stats::Counters;
+use crate::stats::EmulatorCounters;
 
 /// Polling interval for the end of the transfer.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Releases the KV if the proxy disconnects before it was read: an aborted transfer.
 struct PendingTransfer<'a> {
-    engine: &'a Arc<EngineState>,
+    engine: &'a Arc<EmulatedState>,
     name: &'a str,
 }
 
 impl Drop for PendingTransfer<'_> {
     fn drop(&mut self) {
         if let Ok(held) = self.engine.leases.end(self.name) {
-            Counters::add(&self.engine.counters.aborts, 1);
+            EmulatorCounters::add(&self.engine.counters.aborts, 1);
             self.engine.send_command(SchedulerCommand::Release(held.sequence));
         }
     }
@@ -50,7 +50,7 @@ pub async fn prefill(
     };
     let timeout = engine.config.handshake_timeout.to_duration();
     if tokio::time::timeout(timeout, taken).await.is_err() {
-        Counters::add(&engine.counters.errors, 1);
+        EmulatorCounters::add(&engine.counters.errors, 1);
         return refuse(&ErrorResponse::internal());
     }
     drop(room);

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use crate::error_response::ErrorResponse;
 use crate::generate::ActiveAnswers;
 use crate::response_format::ResponseFormat;
-use crate::stats::Counters;
+use crate::stats::EmulatorCounters;
 use crate::token_feed::FeedProgress;
 
 /// Response body.
@@ -92,7 +92,7 @@ impl TokenStream {
 
     fn fail(&mut self, mut out: BytesMut) -> Bytes {
         self.ended = true;
-        Counters::add(&self.answers.engine.counters.errors, 1);
+        EmulatorCounters::add(&self.answers.engine.counters.errors, 1);
         out.put_slice(b"data: ");
         out.put_slice(&ErrorResponse::internal().body());
         out.put_slice(b"\n\ndata: [DONE]\n\n");

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::answer_text;
 use crate::config::EmulatorConfig;
-use crate::engine::EngineState;
+use crate::engine::EmulatedState;
 use crate::lease::HeldKv;
 use crate::request_body::GenerationRequest;
 use crate::token_feed::TokenFeed;
@@ -245,7 +245,7 @@ impl ResponseFormat {
 }
 
 /// Returns the hand-off parameters of a prefill: the exact members of 0.32, opaque to a proxy.
-pub fn handoff_params(engine: &EngineState, request_id: &str, held: &HeldKv) -> String {
+pub fn handoff_params(engine: &EmulatedState, request_id: &str, held: &HeldKv) -> String {
     let count = held.tokens.div_ceil(BLOCK_TOKENS as u64);
     let first = engine.next_blocks(count);
     let blocks: Vec<String> = (first..first + count).map(|block| block.to_string()).collect();

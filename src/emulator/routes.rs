@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::config::EmulatedEngine;
-use crate::engine::EngineState;
+use crate::engine::EmulatedState;
 use crate::error_response::ErrorResponse;
 use crate::generate::{generate, json, refuse};
 use crate::kv_transfer;
@@ -66,7 +66,7 @@ enum EmulatorRoute {
 /// # Errors
 /// The client disconnected within its body.
 pub async fn answer(
-    engine: Arc<EngineState>,
+    engine: Arc<EmulatedState>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, hyper::Error> {
     let (parts, body) = request.into_parts();
@@ -99,7 +99,7 @@ fn not_found() -> Response<ResponseBody> {
 }
 
 /// Answers routes that do not generate.
-fn aside(engine: &EngineState, route: EmulatorRoute, body: &[u8]) -> Response<ResponseBody> {
+fn aside(engine: &EmulatedState, route: EmulatorRoute, body: &[u8]) -> Response<ResponseBody> {
     let config = &engine.config;
     let value = match route {
         EmulatorRoute::Health if engine.has_failed_assertion() => {
@@ -140,7 +140,7 @@ fn aside(engine: &EngineState, route: EmulatorRoute, body: &[u8]) -> Response<Re
 }
 
 /// Returns the server information of SGLang and TensorRT-LLM; the other engines have no such path.
-fn server_info(engine: &EngineState) -> Option<serde_json::Value> {
+fn server_info(engine: &EmulatedState) -> Option<serde_json::Value> {
     match engine.kind() {
         EmulatedEngine::Sglang(mode) => Some(sglang::info(engine, mode)),
         EmulatedEngine::Trtllm => Some(json!({ "disaggregated_params": {

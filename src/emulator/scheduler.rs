@@ -11,7 +11,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
-use crate::stats::Counters;
+use crate::stats::EmulatorCounters;
 use crate::token_feed::TokenFeed;
 
 /// Command to the scheduler.
@@ -54,7 +54,7 @@ pub struct Scheduler {
     filled: Vec<Tokens>,
     /// Grants not yet used.
     fetching: u32,
-    counters: Arc<Counters>,
+    counters: Arc<EmulatorCounters>,
 }
 
 /// Maximum lag; beyond it lost time is dropped, because the machine cannot catch up.
@@ -67,7 +67,7 @@ impl Scheduler {
     pub fn new(
         engine: Engine,
         inbox: UnboundedReceiver<SchedulerCommand>,
-        counters: Arc<Counters>,
+        counters: Arc<EmulatorCounters>,
     ) -> Scheduler {
         Scheduler {
             engine,
@@ -92,7 +92,7 @@ impl Scheduler {
             }
             let step = self.engine.begin_step();
             let preempted = self.engine.take_preempted().len() as u64;
-            Counters::add(&self.counters.preemptions, preempted);
+            EmulatorCounters::add(&self.counters.preemptions, preempted);
             self.grant();
             self.publish();
             let Some(took) = step else {
@@ -132,13 +132,13 @@ impl Scheduler {
         if late < LATE {
             return Some(deadline);
         }
-        Counters::add(&self.counters.late_steps, 1);
+        EmulatorCounters::add(&self.counters.late_steps, 1);
         // Lets streams run while the scheduler catches up.
         tokio::task::yield_now().await;
         if late < BEHIND_MAX {
             return Some(deadline);
         }
-        Counters::add(&self.counters.lost_micros, late.as_micros() as u64);
+        EmulatorCounters::add(&self.counters.lost_micros, late.as_micros() as u64);
         Some(Instant::now())
     }
 
@@ -163,7 +163,7 @@ impl Scheduler {
             SchedulerCommand::Cancel(id) => {
                 self.feeds.remove(&id);
                 if self.engine.cancel(id) {
-                    Counters::add(&self.counters.aborts, 1);
+                    EmulatorCounters::add(&self.counters.aborts, 1);
                 }
             }
             SchedulerCommand::Release(id) => {
@@ -211,7 +211,7 @@ impl Scheduler {
             // The token computed by a prefill is the one in its answer.
             Event::PrefillDone { id } => (id, true),
         };
-        Counters::add(&self.counters.generated, 1);
+        EmulatorCounters::add(&self.counters.generated, 1);
         let feed = if last { self.feeds.remove(&id) } else { self.feeds.get(&id).cloned() };
         if let Some(feed) = feed {
             feed.push(last);

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::config::EmulatorConfig;
-use crate::engine::EngineState;
+use crate::engine::EmulatedState;
 use crate::lease;
 use crate::routes;
 use crate::scheduler::Scheduler;
@@ -28,7 +28,7 @@ pub struct RunningEmulator {
 
 /// One engine, running or killed; its counters remain.
 struct EmulatorSlot {
-    engine: Arc<EngineState>,
+    engine: Arc<EmulatedState>,
     alive: Option<EngineTasks>,
 }
 
@@ -114,7 +114,7 @@ impl EmulatorSlot {
     ) -> io::Result<EmulatorSlot> {
         let listener = TcpListener::bind(address).await?;
         let (commands, inbox) = mpsc::unbounded_channel();
-        let engine = Arc::new(EngineState::new(config, listener.local_addr()?, commands, store));
+        let engine = Arc::new(EmulatedState::new(config, listener.local_addr()?, commands, store));
         let seed = u64::from(engine.address.port());
         let model = Engine::new(engine.config.profile)
             .with_preemption()
@@ -137,7 +137,7 @@ impl EmulatorSlot {
 /// Accepts and serves until `stopped`, then cuts all connections.
 async fn serve(
     listener: TcpListener,
-    engine: Arc<EngineState>,
+    engine: Arc<EmulatedState>,
     scheduler: Scheduler,
     mut stopped: oneshot::Receiver<()>,
 ) {
@@ -164,7 +164,7 @@ async fn serve(
     tasks.shutdown().await;
 }
 
-async fn connection(stream: TcpStream, engine: Arc<EngineState>) {
+async fn connection(stream: TcpStream, engine: Arc<EmulatedState>) {
     if stream.set_nodelay(true).is_err() {
         return;
     }

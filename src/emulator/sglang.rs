@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::config::{EmulatedEngine, SglangMode};
-use crate::engine::EngineState;
+use crate::engine::EmulatedState;
 
 /// Returns the lease name of a room's KV.
 pub fn name(room: i64) -> String {
@@ -17,7 +17,7 @@ pub fn name(room: i64) -> String {
 
 /// `/server_info`: `disaggregation_mode` remains the launch argument; the internal state has the
 /// current one.
-pub fn info(engine: &EngineState, mode: SglangMode) -> Value {
+pub fn info(engine: &EmulatedState, mode: SglangMode) -> Value {
     let launched = match engine.config.kind {
         EmulatedEngine::Sglang(mode) => mode,
         _ => mode,
@@ -43,7 +43,7 @@ struct RoleSwitchRequest {
 
 /// `POST /pd_role_switch` (docs/spec/engine-protocols.md#sglang-role-switch); `None` if the engine
 /// has no such path.
-pub fn switch(engine: &EngineState, body: &[u8]) -> Option<(StatusCode, Bytes)> {
+pub fn switch(engine: &EmulatedState, body: &[u8]) -> Option<(StatusCode, Bytes)> {
     let EmulatedEngine::Sglang(old) = engine.kind() else { return None };
     let answer = |success: bool, message: &str, new: &str, safe: bool| {
         let status = if success { StatusCode::OK } else { StatusCode::BAD_REQUEST };

@@ -7,8 +7,8 @@ use tidegate_types::Tokens;
 
 use crate::block_cache::BlockCache;
 use crate::config::{EmulatedEngine, VllmConnector};
-use crate::engine::EngineState;
-use crate::stats::Counters;
+use crate::engine::EmulatedState;
+use crate::stats::EmulatorCounters;
 use crate::tokens::TokenizedPrompt;
 
 /// Far larger than any engine's memory.
@@ -31,13 +31,13 @@ impl SharedKvStore {
 }
 
 /// Returns whether this engine uses the store.
-pub fn used_by(engine: &EngineState) -> bool {
+pub fn used_by(engine: &EmulatedState) -> bool {
     engine.config.kind == EmulatedEngine::Vllm
         && engine.config.connector == VllmConnector::SharedStore
 }
 
 /// Returns how many prompt tokens beyond the first `local` the engine fetches from the store.
-pub fn fetch(engine: &EngineState, prompt: &TokenizedPrompt, local: Tokens) -> Tokens {
+pub fn fetch(engine: &EmulatedState, prompt: &TokenizedPrompt, local: Tokens) -> Tokens {
     if !used_by(engine) {
         return Tokens::ZERO;
     }
@@ -45,19 +45,22 @@ pub fn fetch(engine: &EngineState, prompt: &TokenizedPrompt, local: Tokens) -> T
     let known = engine.store.blocks().known(&prompt.chain()).min(prompt.tokens() - 1);
     let fetched = Tokens(known) - local;
     if fetched > Tokens::ZERO {
-        Counters::add(&engine.counters.transfers_in, 1);
-        Counters::add(&engine.counters.tokens_in, fetched.get());
-        Counters::add(&engine.counters.bytes_in, fetched.get() * engine.config.profile.kv_bytes);
+        EmulatorCounters::add(&engine.counters.transfers_in, 1);
+        EmulatorCounters::add(&engine.counters.tokens_in, fetched.get());
+        EmulatorCounters::add(
+            &engine.counters.bytes_in,
+            fetched.get() * engine.config.profile.kv_bytes,
+        );
     }
     fetched
 }
 
 /// Stores blocks that the engine has computed.
-pub fn put(engine: &EngineState, chain: &[u64]) {
+pub fn put(engine: &EmulatedState, chain: &[u64]) {
     let new = {
         let mut blocks = engine.store.blocks();
         let known = blocks.touch(chain);
         BlockCache::tokens(chain.len()) - known
     };
-    Counters::add(&engine.counters.bytes_out, new * engine.config.profile.kv_bytes);
+    EmulatorCounters::add(&engine.counters.bytes_out, new * engine.config.profile.kv_bytes);
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 #[derive(Debug, Default)]
-pub(crate) struct Counters {
+pub(crate) struct EmulatorCounters {
     pub transfers_in: AtomicU64,
     pub bytes_in: AtomicU64,
     pub bytes_out: AtomicU64,
@@ -80,7 +80,7 @@ pub struct Stats {
     pub lost_micros: u64,
 }
 
-impl Counters {
+impl EmulatorCounters {
     pub(crate) fn add(counter: &AtomicU64, count: u64) {
         counter.fetch_add(count, Relaxed);
     }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::engine::EngineState;
+use crate::engine::EmulatedState;
 use crate::error_response::ErrorResponse;
 use crate::generate::{ActiveAnswers, json as answer, refuse};
 use crate::request_body::{GenerationRequest, Remote};
@@ -21,7 +21,7 @@ pub fn name(disagg_request_id: u64) -> String {
 }
 
 /// Encodes the state as hexadecimal, so that a reader cannot parse it as JSON.
-fn encode(engine: &EngineState, name: &str) -> String {
+fn encode(engine: &EmulatedState, name: &str) -> String {
     let state = [engine.id.as_str(), name, &engine.host, &engine.address.port().to_string()];
     state.join("|").bytes().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -38,7 +38,7 @@ pub fn decode(state: &str) -> Option<Remote> {
 }
 
 /// Returns the endpoint to which a generation engine sends its KV destination.
-pub fn endpoint(engine: &EngineState) -> String {
+pub fn endpoint(engine: &EmulatedState) -> String {
     format!("tcp://{}:{}", engine.host, engine.address.port())
 }
 

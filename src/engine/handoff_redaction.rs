@@ -105,7 +105,7 @@ enum Gap {
 }
 
 /// Class of a byte between a name and its value.
-enum Step {
+enum RedactionStep {
     /// Skipped: white space, the colon or a field name.
     Over(Gap),
     /// The first byte after the gap.
@@ -269,15 +269,15 @@ impl HandoffRedactor {
     /// Skips white space and a colon; any other byte means that the string was not a name.
     fn colon(&mut self, byte: u8, at: usize, gap: Gap) -> usize {
         match gap.after(byte, false) {
-            Step::Over(gap) => {
+            RedactionStep::Over(gap) => {
                 self.state = LexerState::Colon(gap);
                 at + 1
             }
-            Step::Here(gap) if byte == b':' => {
+            RedactionStep::Here(gap) if byte == b':' => {
                 self.state = LexerState::Value(gap);
                 at + 1
             }
-            Step::Here(_) | Step::Ends => {
+            RedactionStep::Here(_) | RedactionStep::Ends => {
                 self.state = LexerState::Outside;
                 at
             }
@@ -287,15 +287,15 @@ impl HandoffRedactor {
     fn value(&mut self, at: usize, gap: Gap, edited: &mut Edited<'_>) -> usize {
         let first = edited.chunk[at];
         match gap.after(first, true) {
-            Step::Over(gap) => {
+            RedactionStep::Over(gap) => {
                 self.state = LexerState::Value(gap);
                 return at + 1;
             }
-            Step::Ends => {
+            RedactionStep::Ends => {
                 self.state = LexerState::Outside;
                 return at;
             }
-            Step::Here(_) => {}
+            RedactionStep::Here(_) => {}
         }
         let scalar = matches!(first, b'-' | b'0'..=b'9' | b't' | b'f');
         if scalar || matches!(first, b'{' | b'[' | b'"') {
@@ -333,29 +333,31 @@ impl HandoffRedactor {
 
 impl Gap {
     /// Classifies the next byte. `valued`: the colon was read.
-    fn after(self, byte: u8, valued: bool) -> Step {
+    fn after(self, byte: u8, valued: bool) -> RedactionStep {
         const DATA: &[u8] = b"data:";
         match (self, byte) {
             // White space of JSON, or the end of a truncated event: the next byte decides.
-            (Gap::LineStart | Gap::BlankLine, b'\n') => Step::Over(Gap::BlankLine),
-            (Gap::BlankLine, b'd' | b'e' | b'i' | b'r') => Step::Ends,
-            (Gap::BlankLine, b':') if valued => Step::Ends,
-            (Gap::BlankLine, byte) if byte.is_ascii_whitespace() => Step::Over(Gap::BlankLine),
-            (_, b'\n') => Step::Over(Gap::LineStart),
-            (Gap::OtherField, _) | (Gap::LineStart, b'\r') => Step::Over(self),
-            (Gap::LineStart, b'd') => Step::Over(Gap::Prefix(1)),
-            (Gap::LineStart, b'e' | b'i' | b'r') => Step::Over(Gap::OtherField),
-            (Gap::LineStart, b':') if valued => Step::Over(Gap::OtherField),
+            (Gap::LineStart | Gap::BlankLine, b'\n') => RedactionStep::Over(Gap::BlankLine),
+            (Gap::BlankLine, b'd' | b'e' | b'i' | b'r') => RedactionStep::Ends,
+            (Gap::BlankLine, b':') if valued => RedactionStep::Ends,
+            (Gap::BlankLine, byte) if byte.is_ascii_whitespace() => {
+                RedactionStep::Over(Gap::BlankLine)
+            }
+            (_, b'\n') => RedactionStep::Over(Gap::LineStart),
+            (Gap::OtherField, _) | (Gap::LineStart, b'\r') => RedactionStep::Over(self),
+            (Gap::LineStart, b'd') => RedactionStep::Over(Gap::Prefix(1)),
+            (Gap::LineStart, b'e' | b'i' | b'r') => RedactionStep::Over(Gap::OtherField),
+            (Gap::LineStart, b':') if valued => RedactionStep::Over(Gap::OtherField),
             (Gap::Prefix(matched), byte) => {
                 let matched = usize::from(matched);
                 match DATA.get(matched) == Some(&byte) {
-                    true if matched + 1 == DATA.len() => Step::Over(Gap::Data),
-                    true => Step::Over(Gap::Prefix(matched as u8 + 1)),
-                    false => Step::Over(Gap::OtherField),
+                    true if matched + 1 == DATA.len() => RedactionStep::Over(Gap::Data),
+                    true => RedactionStep::Over(Gap::Prefix(matched as u8 + 1)),
+                    false => RedactionStep::Over(Gap::OtherField),
                 }
             }
-            (_, byte) if byte.is_ascii_whitespace() => Step::Over(Gap::Data),
-            _ => Step::Here(Gap::Data),
+            (_, byte) if byte.is_ascii_whitespace() => RedactionStep::Over(Gap::Data),
+            _ => RedactionStep::Here(Gap::Data),
         }
     }
 }

@@ -26,7 +26,7 @@ pub enum WatchEvent<T> {
 }
 
 #[derive(Deserialize)]
-struct Line<'a> {
+struct WatchLine<'a> {
     #[serde(rename = "type")]
     kind: &'a str,
     #[serde(borrow)]
@@ -60,7 +60,7 @@ pub(crate) struct StatusDetails {
 pub fn parse<T: for<'de> Deserialize<'de>>(
     line: &[u8],
 ) -> Result<WatchEvent<T>, serde_json::Error> {
-    let Line { kind, object } = serde_json::from_slice(line)?;
+    let WatchLine { kind, object } = serde_json::from_slice(line)?;
     let object = object.get();
     match kind {
         "ADDED" | "MODIFIED" => serde_json::from_str(object).map(WatchEvent::Applied),

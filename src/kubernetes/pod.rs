@@ -188,7 +188,7 @@ impl InferencePool {
 
 /// A page of a list.
 #[derive(Debug, Deserialize)]
-pub struct List<T> {
+pub struct ObjectList<T> {
     /// `resourceVersion` and `continue`.
     #[serde(default)]
     pub metadata: ListMetadata,

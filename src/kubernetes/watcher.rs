@@ -12,7 +12,7 @@ use crate::api::{self, KubeApiError};
 use crate::backoff::Backoff;
 use crate::event::{self, WatchEvent};
 use crate::objects::{Effect, Objects};
-use crate::pod::{List, Object};
+use crate::pod::{Object, ObjectList};
 
 /// Objects per page of a list.
 const PAGE: u32 = 500;
@@ -61,7 +61,7 @@ pub async fn list<T: DeserializeOwned>(
         let page = PAGE.to_string();
         let query = collection.query(&[("limit", &page), ("continue", &next)]);
         let body = api::get(access, &query).await?.read_list().await?;
-        let page: List<T> = serde_json::from_slice(&body)?;
+        let page: ObjectList<T> = serde_json::from_slice(&body)?;
         items.extend(page.items);
         if page.metadata.next.is_empty() {
             return Ok((items, page.metadata.resource_version));

@@ -7,7 +7,7 @@ use toml::{Table, Value};
 use crate::parse::tables_of;
 
 /// A profile as a configuration fragment.
-struct Profile {
+struct ProfilePreset {
     name: &'static str,
     toml: &'static str,
 }
@@ -15,8 +15,8 @@ struct Profile {
 /// The physics of docs/spec/engine-model.md#constants and its neighbours, as
 /// `tidegate_sim::Profile` has them: a test
 /// compares.
-const PROFILES: [Profile; 6] = [
-    Profile {
+const PROFILES: [ProfilePreset; 6] = [
+    ProfilePreset {
         name: "llama70b-h100x4",
         toml: "streams_max = 256
                kv_capacity_tokens = 430_000
@@ -30,7 +30,7 @@ const PROFILES: [Profile; 6] = [
                free_streams = 181
                per_kv_token_seconds = 30.6e-9",
     },
-    Profile {
+    ProfilePreset {
         name: "llama70b-a100x4",
         toml: "streams_max = 256
                kv_capacity_tokens = 430_000
@@ -44,7 +44,7 @@ const PROFILES: [Profile; 6] = [
                free_streams = 94
                per_kv_token_seconds = 50.2e-9",
     },
-    Profile {
+    ProfilePreset {
         name: "llama8b-h100",
         toml: "streams_max = 256
                kv_capacity_tokens = 300_000
@@ -58,7 +58,7 @@ const PROFILES: [Profile; 6] = [
                free_streams = 181
                per_kv_token_seconds = 48.9e-9",
     },
-    Profile {
+    ProfilePreset {
         name: "fast",
         toml: "streams_max = 256
                kv_capacity_tokens = 430_000
@@ -72,7 +72,7 @@ const PROFILES: [Profile; 6] = [
                free_streams = 180
                per_kv_token_seconds = 3.06e-9",
     },
-    Profile {
+    ProfilePreset {
         name: "qwen3-32b-h20",
         toml: "streams_max = 256
                kv_capacity_tokens = 60_000
@@ -86,7 +86,7 @@ const PROFILES: [Profile; 6] = [
                free_streams = 25
                per_kv_token_seconds = 81.9e-9",
     },
-    Profile {
+    ProfilePreset {
         name: "dynamo-mocker",
         toml: "streams_max = 256
                kv_capacity_tokens = 1_048_576

@@ -19,12 +19,12 @@ struct RankLoad {
     token_usage: Option<f64>,
     total_prefill_uncached_tokens: Option<f64>,
     total_prefill_busy_us: Option<f64>,
-    disaggregation: Option<Disaggregation>,
+    disaggregation: Option<DisaggregationLoad>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Disaggregation {
+struct DisaggregationLoad {
     decode_transfer_queue_reqs: Option<f64>,
 }
 

@@ -16,7 +16,7 @@ use crate::process::admin::sampler;
 use crate::process::config_file::ConfigFile;
 #[cfg(feature = "kubernetes")]
 use crate::process::gateway_lease::GatewayLease;
-use crate::process::gateways::{Exchange, Peers};
+use crate::process::gateways::{GatewayList, LoadExchange};
 #[cfg(feature = "kubernetes")]
 use crate::process::pool_pods::PoolPods;
 use crate::process::reload;
@@ -55,9 +55,9 @@ pub struct Tasks {
     #[cfg(feature = "kubernetes")]
     pub gateway_lease: Option<GatewayLease>,
     /// The exchange of loads with other gateways.
-    pub exchange: Option<Arc<Exchange>>,
+    pub exchange: Option<Arc<LoadExchange>>,
     /// The static list of gateways, if it names the leader.
-    pub peers: Option<Peers>,
+    pub peers: Option<GatewayList>,
     /// The settings file, if the settings were read from one.
     pub config_file: Option<ConfigFile>,
     /// Sources of backends beside the file.

@@ -40,7 +40,7 @@ use crate::process::factory::{self, BackendError, BackendFactory};
 use crate::process::files::{self, FileErrors, Files, GatewayFiles};
 #[cfg(feature = "kubernetes")]
 use crate::process::gateway_lease::GatewayLease;
-use crate::process::gateways::{self, Exchange, Peers};
+use crate::process::gateways::{self, GatewayList, LoadExchange};
 use crate::process::handover::HandOverError;
 use crate::process::names::Names;
 #[cfg(feature = "kubernetes")]
@@ -140,7 +140,7 @@ pub struct BuiltProxy {
     /// TLS of the admin listener.
     pub admin_tls: Option<ServerTls>,
     /// The exchange of loads with other gateways.
-    pub exchange: Option<Arc<Exchange>>,
+    pub exchange: Option<Arc<LoadExchange>>,
     /// TLS of the address for other gateways.
     pub gateways_tls: Option<ServerTls>,
 }
@@ -299,7 +299,7 @@ fn exchange(
     proxy: &Arc<Proxy>,
     identity: String,
     leadership: watch::Sender<Leadership>,
-) -> (Option<Arc<Exchange>>, Option<Peers>, Option<Gateways>) {
+) -> (Option<Arc<LoadExchange>>, Option<GatewayList>, Option<Gateways>) {
     if settings.gateways.listen.is_none() {
         return (None, None, None);
     }
@@ -309,7 +309,7 @@ fn exchange(
         (Gateways::new(leadership.subscribe(), shared), plans)
     });
     let (gateways, plans) = listed.unzip();
-    let exchange = Exchange::new(gateways::ExchangeParts {
+    let exchange = LoadExchange::new(gateways::ExchangeParts {
         identity,
         proxy: Arc::clone(proxy),
         leadership,
@@ -317,7 +317,7 @@ fn exchange(
         token: files.token.clone(),
         connector: files.connector.clone(),
     });
-    let peers = gateways.is_some().then(|| Peers { urls, exchange: Arc::clone(&exchange) });
+    let peers = gateways.is_some().then(|| GatewayList { urls, exchange: Arc::clone(&exchange) });
     (Some(exchange), peers, gateways)
 }
 

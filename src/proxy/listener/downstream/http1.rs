@@ -79,7 +79,7 @@ enum UnreadPart {
 }
 
 /// Client state that an answer depends on.
-struct ClientState {
+struct ConnectionState {
     method: Method,
     is_1_1: bool,
     after: AfterAnswer,
@@ -185,7 +185,8 @@ where
     let handling = Box::into_pin(Box::write(room, request::handle(Arc::clone(proxy), received)));
     let mut presence = Presence::new(half_close);
     let response = answered(reader, handling, is_1_1, &mut presence).await?;
-    let client = ClientState { method, is_1_1, after, presence, stall: client_stall.to_duration() };
+    let client =
+        ConnectionState { method, is_1_1, after, presence, stall: client_stall.to_duration() };
     send(proxy, reader, client, response).await
 }
 
@@ -263,7 +264,7 @@ where
     proxy.metrics.refused(None, answer.status);
     let settings = proxy.settings.load_full();
     let server = &settings.values.server;
-    let client = ClientState {
+    let client = ConnectionState {
         method: Method::GET,
         is_1_1: true,
         after: AfterAnswer::CloseUnread,
@@ -326,13 +327,13 @@ fn poll_presence<Io: AsyncRead + DetectReset + Unpin>(
 async fn send<Io>(
     proxy: &Proxy,
     reader: &mut RequestReader<Io>,
-    client: ClientState,
+    client: ConnectionState,
     response: Response<RelayBody>,
 ) -> Result<AfterAnswer, ClosedEarly>
 where
     Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
-    let ClientState { method, is_1_1, mut after, mut presence, stall: patience } = client;
+    let ConnectionState { method, is_1_1, mut after, mut presence, stall: patience } = client;
     let (head, body) = response.into_parts();
     if let RelayBody::Websocket(tunnel) = body {
         return run_tunnel(proxy, reader, patience, &head, *tunnel).await;

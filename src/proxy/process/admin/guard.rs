@@ -178,8 +178,8 @@ mod tests {
         let guard = Guard { tokens: &[], hosts: &["gate.example".to_owned()] };
         const JSON: (&str, &str) = ("content-type", "application/json; charset=utf-8");
         let local = ("host", "127.0.0.1:9090");
-        type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], u16);
-        let rows: [Row<'_>; 20] = [
+        type RequestRow<'a> = (&'a str, &'a [(&'a str, &'a str)], u16);
+        let rows: [RequestRow<'_>; 20] = [
             ("GET", &[local], 200),
             ("GET", &[("host", "[::1]:9090")], 200),
             ("GET", &[("host", "localhost:9090")], 200),

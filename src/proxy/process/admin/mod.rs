@@ -80,7 +80,7 @@ struct RoleChange {
 }
 
 #[derive(Serialize)]
-struct Problem {
+struct ProblemView {
     error: String,
 }
 
@@ -349,5 +349,5 @@ fn json(status: StatusCode, value: &impl Serialize) -> Answer {
 }
 
 fn problem(status: StatusCode, error: String) -> Answer {
-    json(status, &Problem { error })
+    json(status, &ProblemView { error })
 }

@@ -95,7 +95,7 @@ struct CandidateView {
 /// An element of `/v1/requests?ended=N`.
 #[derive(Serialize)]
 #[serde(untagged)]
-pub enum Row {
+pub enum RequestRow {
     /// A request in flight.
     Live(RequestView),
     /// A request that has ended.
@@ -103,10 +103,10 @@ pub enum Row {
 }
 
 /// The requests in flight, oldest first, then at most `count` that have ended, the latest first.
-pub fn all(proxy: &Proxy, count: usize) -> Vec<Row> {
-    let live = super::views::requests(proxy).into_iter().map(Row::Live);
+pub fn all(proxy: &Proxy, count: usize) -> Vec<RequestRow> {
+    let live = super::views::requests(proxy).into_iter().map(RequestRow::Live);
     let ended = proxy.recent.last(count);
-    let ended = ended.iter().map(|ended| Row::Ended(Box::new(view(proxy, ended))));
+    let ended = ended.iter().map(|ended| RequestRow::Ended(Box::new(view(proxy, ended))));
     live.chain(ended).collect()
 }
 

@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
-use super::exchange::{EVERY, Exchange};
+use super::exchange::{EVERY, LoadExchange};
 use super::lines::{LineError, LineReader, Lines, Sum, line, lines};
 use super::server::Status;
 use super::{IDENTITY, LOADS_PATH, STATUS_PATH};
@@ -72,18 +72,18 @@ pub(super) enum ClientError {
 type Body = Either<Empty<Bytes>, Lines>;
 
 /// A connection to another gateway. Dropping it ends its task.
-struct Connection {
+struct GatewayConnection {
     sender: http2::SendRequest<Body>,
     driver: JoinHandle<()>,
 }
 
-impl Drop for Connection {
+impl Drop for GatewayConnection {
     fn drop(&mut self) {
         self.driver.abort();
     }
 }
 
-impl Exchange {
+impl LoadExchange {
     /// Reports to the current leader until the process ends.
     pub async fn run(self: Arc<Self>) {
         let mut leadership = self.parts.leadership.subscribe();
@@ -186,7 +186,7 @@ impl Exchange {
         request.body(body)
     }
 
-    async fn connect(&self, address: &str) -> Result<Connection, ClientError> {
+    async fn connect(&self, address: &str) -> Result<GatewayConnection, ClientError> {
         let address = Address::parse(address)?;
         let connecting = async {
             let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
@@ -201,7 +201,7 @@ impl Exchange {
     }
 }
 
-impl Connection {
+impl GatewayConnection {
     async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
         let sending = self.sender.send_request(request);
         let answer = match timeout(CONNECT_MAX, sending).await {
@@ -215,7 +215,7 @@ impl Connection {
     }
 }
 
-async fn handshake<Io>(io: Io) -> Result<Connection, ClientError>
+async fn handshake<Io>(io: Io) -> Result<GatewayConnection, ClientError>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -227,5 +227,5 @@ where
             tracing::debug!("connection to a gateway: {error}");
         }
     });
-    Ok(Connection { sender, driver })
+    Ok(GatewayConnection { sender, driver })
 }

@@ -38,7 +38,7 @@ pub struct ExchangeParts {
 }
 
 /// The exchange of one gateway.
-pub struct Exchange {
+pub struct LoadExchange {
     pub(super) parts: ExchangeParts,
     reported: Mutex<Reported>,
     /// Time of the last received sum; `None`: no loads of other gateways are counted.
@@ -58,23 +58,23 @@ struct Reported {
 #[derive(Default)]
 struct Hub {
     ledger: Ledger,
-    streams: BTreeMap<String, Stream>,
+    streams: BTreeMap<String, ReportStream>,
     /// Number of the last opened stream.
     number: u64,
 }
 
-struct Stream {
+struct ReportStream {
     number: u64,
     sums: mpsc::Sender<Bytes>,
     /// Epoch and number of the last sent plan.
     sent: Option<(u64, u64)>,
 }
 
-impl Exchange {
+impl LoadExchange {
     /// Creates an exchange before the first report.
-    pub fn new(parts: ExchangeParts) -> Arc<Exchange> {
+    pub fn new(parts: ExchangeParts) -> Arc<LoadExchange> {
         parts.proxy.metrics.other_gateways(0);
-        Arc::new(Exchange {
+        Arc::new(LoadExchange {
             parts,
             reported: Mutex::default(),
             counted_at: Mutex::default(),
@@ -175,7 +175,7 @@ impl Exchange {
         let mut hub = locked(&self.hub);
         hub.number += 1;
         let number = hub.number;
-        hub.streams.insert(name.to_owned(), Stream { number, sums, sent: None });
+        hub.streams.insert(name.to_owned(), ReportStream { number, sums, sent: None });
         number
     }
 

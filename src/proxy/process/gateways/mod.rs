@@ -16,8 +16,8 @@ mod server;
 use std::net::IpAddr;
 use tidegate_settings::Settings;
 
-pub use exchange::{Exchange, ExchangeParts};
-pub use peers::Peers;
+pub use exchange::{ExchangeParts, LoadExchange};
+pub use peers::GatewayList;
 pub use server::{CONNECTIONS_MAX, LoadServer};
 
 /// Path of the stream of loads.

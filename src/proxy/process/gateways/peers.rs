@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::exchange::Exchange;
+use super::exchange::LoadExchange;
 use super::server::Status;
 use crate::control::Leadership;
 
@@ -29,14 +29,14 @@ enum LeadershipState {
 }
 
 /// The static list of gateways.
-pub struct Peers {
+pub struct GatewayList {
     /// URLs of all gateways.
     pub urls: Vec<String>,
     /// Sends the queries.
-    pub exchange: Arc<Exchange>,
+    pub exchange: Arc<LoadExchange>,
 }
 
-impl Peers {
+impl GatewayList {
     /// Determines the leader repeatedly until the process ends.
     pub async fn run(self) {
         let mut began: Option<u64> = None;

@@ -19,7 +19,7 @@ use tidegate_scheduler::gateways::Report;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::exchange::Exchange;
+use super::exchange::LoadExchange;
 use super::lines::{LineReader, Lines, line, lines};
 use super::{IDENTITY, LOADS_PATH, STATUS_PATH};
 use crate::listener::client_socket::ClientSocket;
@@ -51,7 +51,7 @@ pub(super) struct Status {
 }
 
 /// Serves the address for other gateways.
-pub struct LoadServer(pub Arc<Exchange>);
+pub struct LoadServer(pub Arc<LoadExchange>);
 
 impl App for LoadServer {
     async fn serve(
@@ -110,7 +110,7 @@ impl LoadServer {
 }
 
 /// Reads the reports of a gateway in a task. Returns the response body with the sums.
-fn stream(exchange: Arc<Exchange>, name: String, body: Incoming) -> Lines {
+fn stream(exchange: Arc<LoadExchange>, name: String, body: Incoming) -> Lines {
     let (sums, answer) = lines();
     let number = exchange.open(&name, sums);
     tracing::info!(gateway = %name, "a gateway reports its loads");
