@@ -1,6 +1,5 @@
-//! Chained hashes of a prompt's blocks: a block's hash covers all earlier blocks, so equal hashes
-//! mean equal prefixes. There is no random seed, so that replicas of the proxy, and a proxy and its
-//! journal, agree.
+//! Chained hashes of a prompt's blocks: the hash of a block covers all earlier blocks, so that equal
+//! hashes mean equal prefixes. Without a random seed, all replicas of the proxy compute equal hashes.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -33,8 +32,8 @@ pub fn chain_bytes(salt: u64, bytes: &[u8], block: usize) -> Vec<u64> {
     chain(salt, bytes.chunks_exact(block), |previous, block| xxh3_64_with_seed(block, previous))
 }
 
-/// Most blocks of a prompt that are hashed: a million tokens in blocks of 64. Each is looked up and
-/// inserted on the request path, which takes about 100 ns.
+/// Most blocks of a prompt that are hashed: a million tokens in blocks of 64. The lookup and insertion
+/// of a block on the request path take about 100 ns.
 const BLOCKS_MAX: usize = 16_384;
 
 fn chain<T>(

@@ -1,23 +1,24 @@
-//! The real share of a predicted prefix cache hit. The prefix index predicts what an engine holds;
-//! whether the engine computes it again depends on its flags, its model and its memory. The share
-//! is learned from the cached tokens that the engine reports, or from the duration of its prefills.
+//! Hit share: the share of a predicted prefix cache hit that is real. The prefix index predicts the
+//! blocks that an engine holds; whether the engine reuses them depends on its flags, its model and
+//! its memory. The share is learned from the cached tokens that the engine reports, or from the
+//! duration of its prefills.
 
 use tidegate_types::Seconds;
 
 /// Decay per observation: about the last ten determine the share, and after four contradicting
 /// observations it is nearer to them than to the earlier value. Not tuned.
 const KEEPS: f64 = 0.9;
-/// Least ratio of the full to the cached prefill time at which a duration can distinguish them:
-/// prefills of equal size vary by 10 to 20 %.
+/// Least ratio of full to cached prefill time at which a duration is evidence. Source: prefills of
+/// equal size vary by 10 to 20 %.
 const CLEAR: f64 = 1.5;
-/// A prefill slower than a full one, or faster than a cached one, by this factor shows that the
-/// cost model is wrong; it is no evidence about the cache.
+/// Factor beyond the full or the cached prefill time from which a duration shows a wrong cost model
+/// instead of the state of the cache.
 const BEYOND: f64 = 1.5;
-/// Shares this close to 0 or 1 are rounded: the difference is noise of the duration.
+/// Distance from 0 or 1 below which a share is rounded: noise of the duration.
 const NEAR: f64 = 0.2;
 
-/// Exponentially decaying estimate of the real share of predicted hits: a Beta estimate whose
-/// prior, one real hit, decays like any observation.
+/// Exponentially decaying estimate of the hit share: a Beta estimate whose prior of one real hit
+/// decays like an observation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HitShare {
     real: f64,
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_is_evidence_only_if_the_predictions_differ_and_one_fits() {
+    fn a_duration_is_evidence_only_if_the_predictions_differ_and_one_explains_it() {
         let of =
             |full, hit, took| HitEvidence::of_duration(Seconds(full), Seconds(hit), Seconds(took));
         assert_eq!(of(0.10, 0.08, 0.10), HitEvidence::Unclear);

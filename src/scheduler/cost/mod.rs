@@ -2,9 +2,10 @@
 //!
 //! - [`PrefillModel`], [`DecodeModel`], [`TransferModel`]: predicted time, by
 //!   docs/spec/engine-model.md#step-time
-//! - [`PrefillRegression`], [`DecodeRegression`], [`TransferRegression`]: robust online fits of these models
+//! - [`PrefillRegression`], [`DecodeRegression`], [`TransferRegression`]: robust online regressions of
+//!   these models
 //! - [`PrefillBatch`]: prompts that an engine computes in one step
-//! - [`HitShare`], [`HitEvidence`]: the real share of a predicted prefix cache hit
+//! - [`HitShare`], [`HitEvidence`]: the share of a predicted prefix cache hit that is real
 //! - [`OutputEstimate`]: expected output tokens of a request
 //! - [`ByteFeatures`], [`ByteEstimator`]: estimated prompt tokens without a tokenizer
 //! - [`chain_tokens`], [`chain_bytes`], [`chain_salt`]: chained hashes of a prompt's blocks

@@ -1,5 +1,5 @@
-//! Predicted duration of a prefill, a decode step and a hand-off. Plain values: the coefficients
-//! come from a profile or from a fit.
+//! Predicted duration of a prefill, a decode step and a hand-off. The coefficients come from a
+//! profile, the settings or a regression.
 
 use serde::{Deserialize, Serialize};
 use tidegate_types::{Seconds, Tokens};
@@ -7,9 +7,9 @@ use tidegate_types::{Seconds, Tokens};
 /// `seconds(n new tokens after x cached) = base + per_token·n + per_attention·(n·x + n²/2)`.
 ///
 /// The sum of the steps of docs/spec/engine-model.md#step-time over the chunks of one prompt:
-/// `per_token` contains the chunks' share of the fixed cost of a step. Prompts that an engine computes
-/// in one step share its `base`: each of them adds [`added_time`](PrefillModel::added_time), and all of them
-/// together take [`batch`](PrefillModel::batch).
+/// `per_token` contains each token's share of the fixed cost of a step. Prompts of one step share its
+/// `base`: each adds [`added_time`](PrefillModel::added_time), and together they take
+/// [`batch`](PrefillModel::batch).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PrefillModel {
     /// Fixed cost of a prefill.
@@ -29,8 +29,7 @@ pub struct DecodeModel {
     pub base: Seconds,
     /// Cost of computing one stream's token.
     pub per_stream: Seconds,
-    /// Streams whose compute overlaps reading the weights, at no extra time. 0: every stream adds
-    /// `per_stream`.
+    /// Number of streams whose compute overlaps reading the weights and adds no time.
     #[serde(default)]
     pub free_streams: u32,
     /// Cost of reading one token's KV.
@@ -47,9 +46,9 @@ pub struct TransferModel {
 }
 
 impl Default for PrefillModel {
-    /// A mid-size model on one modern accelerator: between the 70B profile of
-    /// docs/spec/engine-model.md#constants on four H100 and an 8B on one. Used only until the first
-    /// few requests are observed.
+    /// Prior for an unknown engine: a mid-size model on one modern accelerator, between the 70B profile
+    /// of docs/spec/engine-model.md#constants on four H100 and an 8B model on one. A few observations
+    /// replace it.
     fn default() -> PrefillModel {
         PrefillModel {
             base: Seconds(0.010),
@@ -97,8 +96,8 @@ impl PrefillModel {
         self.base + self.added_time(new, context)
     }
 
-    /// Returns the time that such a prompt adds to steps that the engine computes anyway:
-    /// everything but the base, which is paid once per step.
+    /// Returns the time that such a prompt adds to a step with other prompts: the duration without
+    /// the base, which is paid once per step.
     pub fn added_time(&self, new: Tokens, context: Tokens) -> Seconds {
         let pairs = attention_pairs(new, context);
         self.per_token * new.as_f64() + self.per_attention * pairs
@@ -131,8 +130,8 @@ impl DecodeModel {
         self.base + self.per_stream * paid + self.per_kv_token * kv.as_f64()
     }
 
-    /// Returns the time that `streams` add to a step with a prefill chunk: the chunk's compute
-    /// already overlaps reading the weights, so no stream is free.
+    /// Returns the time that `streams` add to a step with a prefill chunk. The chunk's compute already
+    /// overlaps reading the weights, so that every stream adds time.
     pub fn beside_prefill(&self, streams: u32, kv: Tokens) -> Seconds {
         self.per_stream * f64::from(streams) + self.per_kv_token * kv.as_f64()
     }
@@ -148,7 +147,7 @@ impl DecodeModel {
             all_free if all_free <= free => all_free,
             _ => (left + self.per_stream.get() * free) / each.max(1e-12),
         };
-        // NaN gives 0 too.
+        // False for NaN.
         if left > 0.0 { most.min(f64::from(u32::MAX)) } else { 0.0 }
     }
 }

@@ -3,23 +3,23 @@
 use crate::tuning::OUTPUT_PRIOR;
 use tidegate_types::Tokens;
 
-/// One class per power of two of `max_tokens`; the last one is for requests without a limit.
+/// Number of limit classes: one per power of two of `max_tokens`, and one for requests without a
+/// limit.
 const LIMITS: usize = 34;
 const UNLIMITED: usize = LIMITS - 1;
-/// One class per power of two of the prompt tokens, up to eight million.
+/// Number of prompt classes: one per power of two of the prompt tokens, up to eight million.
 const PROMPTS: usize = 24;
-/// Number of recent requests that a mean covers.
+/// Number of recent requests that a mean covers. Other values were not tried.
 const MEMORY: f64 = 200.0;
-/// Number of requests at which a class's mean has the same weight as the mean of its parent.
-const TRUST_AT: f64 = 8.0;
-/// Larger than any answer; larger counts come from a faulty engine and are ignored.
+/// Weight of the parent's mean, in requests of the class. Other values were not tried.
+const PARENT_WEIGHT: f64 = 8.0;
+/// Largest accepted count, above any answer; larger ones come from a faulty engine.
 const EMITTED_MAX: u64 = 10_000_000;
 
-/// Expected output tokens given a request's `max_tokens` and its prompt's length. The estimate is
-/// the mean of its class, shrunk while the class has few requests towards the mean of its limit,
-/// that towards the mean of all, and that towards the prior. Applications differ in both: a
-/// document summary is short, an essay follows a short question. A shift in the mix of applications
-/// needs no new learning, because each has its own classes.
+/// Expected output tokens given `max_tokens` and the prompt length of a request. Hierarchical
+/// shrinkage: the mean of a class with few requests is shrunk towards the mean of its limit, that
+/// towards the mean of all, and that towards the prior. Applications differ in limit and prompt
+/// length, so that a shift in their mix needs no new learning.
 #[derive(Clone, Debug)]
 pub struct OutputEstimate {
     prior: f64,
@@ -55,8 +55,8 @@ impl OutputEstimate {
         }
     }
 
-    /// Adds a request with this limit and prompt that ended by itself after `emitted` tokens.
-    /// Requests without output are ignored.
+    /// Adds a request with this limit and prompt that ended after `emitted` tokens. Requests without
+    /// output are ignored.
     pub fn observe(&mut self, max_tokens: Option<Tokens>, prompt: Tokens, emitted: Tokens) {
         if emitted == Tokens::ZERO || emitted.get() > EMITTED_MAX {
             return;
@@ -85,10 +85,10 @@ impl Mean {
         self.value += (value - self.value) / self.count;
     }
 
-    /// This mean, shrunk towards `fallback` while it has few requests.
+    /// Returns this mean, shrunk towards `fallback` while it has few requests.
     fn over(&self, fallback: f64) -> f64 {
-        let lean = TRUST_AT * (1.0 - self.count / MEMORY);
-        (self.value * self.count + fallback * lean) / (self.count + lean)
+        let weight = PARENT_WEIGHT * (1.0 - self.count / MEMORY);
+        (self.value * self.count + fallback * weight) / (self.count + weight)
     }
 }
 

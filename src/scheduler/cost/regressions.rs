@@ -1,36 +1,35 @@
-//! Online fits of the cost models, one per backend. Each wraps [`RobustRegression`] with the
-//! features of its model.
+//! Online regressions of the cost models. Each wraps [`RobustRegression`] with the features of its
+//! model.
 
 use crate::cost::model::attention_pairs;
 use crate::cost::robust_regression::RobustRegression;
 use crate::cost::{DecodeModel, PrefillModel, TransferModel};
 use tidegate_types::{Seconds, Tokens};
 
-/// More than any context window; larger counts come from a faulty engine and are ignored.
+/// Largest accepted token count, above any context window; larger ones come from a faulty engine.
 const TOKENS_MAX: u64 = 100_000_000;
 
-/// Mean number of attended tokens per new token below which attention is not fitted. There it is a
-/// few hundredths of a prefill on a transformer of any size, less than the fixed cost, timer noise
-/// and interference from other prompts. A coefficient fitted to such noise made long prompts
-/// several times too expensive.
+/// Least mean number of attended tokens per new token with which attention is fitted. Below it,
+/// attention is a few hundredths of a prefill on a transformer of any size, less than the fixed cost,
+/// timer noise and interference from other prompts. A coefficient fitted to such noise predicted
+/// several times the true duration of long prompts.
 const ATTENDED_MIN: f64 = 512.0;
 
-/// Lower bound of the cost of a token, as a share of the fixed cost of a step. Physics: the step at
-/// which compute takes as long as reading the weights has 185 tokens for Llama-70B
-/// (docs/spec/engine-model.md), 1,700 for a mixture of experts that reads eighteen times the
-/// weights it computes with, and fewer on CPUs. Without a bound, a series of steps of equal
-/// duration once led to a fit of 44 ms a step and 0 a token.
+/// Lower bound of the cost of a token, as a share of the fixed cost of a step. Source: a step whose
+/// compute takes as long as reading the weights has 185 tokens for Llama-70B
+/// (docs/spec/engine-model.md), 1,700 for a mixture of experts that reads eighteen times its active
+/// weights, and fewer on CPUs. Without this bound, a series of steps of equal duration led to 44 ms
+/// per step and 0 per token.
 const TOKEN_SHARE_MIN: f64 = 1.0 / 2048.0;
 
-/// Absolute lower bound of the cost of a token, in seconds: no engine computes ten million tokens a
-/// second.
+/// Absolute lower bound of the cost of a token, in seconds: ten million tokens per second, more than
+/// any engine computes.
 const TOKEN_MIN: f64 = 1e-7;
 
 /// Shortest hand-off, in seconds: two HTTP messages over loopback take longer.
 const HAND_OFF_MIN: Seconds = Seconds(50e-6);
 
-/// Prompts that one engine computed in one step: their tokens add up, and the fixed cost counts
-/// once.
+/// Prompts that an engine computed in one step: their tokens add up, and the fixed cost counts once.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PrefillBatch {
     new: Tokens,
@@ -38,22 +37,21 @@ pub struct PrefillBatch {
     pairs: f64,
 }
 
-/// Fits a [`PrefillModel`].
+/// Online regression of a [`PrefillModel`].
 #[derive(Clone, Debug)]
 pub struct PrefillRegression {
     regression: RobustRegression<3>,
 }
 
-/// Fits a [`DecodeModel`].
+/// Online regression of a [`DecodeModel`].
 #[derive(Clone, Debug)]
 pub struct DecodeRegression {
     regression: RobustRegression<3>,
-    /// Taken from the prior and not fitted: a linear regression cannot fit a piecewise linear
-    /// function.
+    /// From the prior, not fitted: the model is piecewise linear in it.
     free_streams: u32,
 }
 
-/// Fits a [`TransferModel`].
+/// Online regression of a [`TransferModel`].
 #[derive(Clone, Debug)]
 pub struct TransferRegression {
     regression: RobustRegression<2>,
@@ -87,7 +85,7 @@ impl PrefillBatch {
 }
 
 impl PrefillRegression {
-    /// Returns a fit that starts from `prior`.
+    /// Returns a regression that starts from `prior`.
     pub fn new(prior: PrefillModel) -> PrefillRegression {
         let prior = [prior.base, prior.per_token, prior.per_attention];
         PrefillRegression { regression: RobustRegression::new(prior.map(Seconds::get)) }
@@ -118,7 +116,7 @@ impl PrefillRegression {
     }
 
     /// Adds an interval observation: the batch took the engine between `least` and `most`. It
-    /// changes the fit only if the prediction lies outside the interval.
+    /// changes the regression only if the prediction lies outside the interval.
     pub fn observe_between(&mut self, batch: &PrefillBatch, least: Seconds, most: Seconds) {
         let predicted = batch.predicted(&self.model());
         if predicted < least {
@@ -147,7 +145,7 @@ impl Default for PrefillRegression {
 }
 
 impl DecodeRegression {
-    /// Returns a fit that starts from `prior`.
+    /// Returns a regression that starts from `prior`.
     pub fn new(prior: DecodeModel) -> DecodeRegression {
         let free_streams = prior.free_streams;
         let prior = [prior.base, prior.per_stream, prior.per_kv_token];
@@ -188,7 +186,7 @@ impl Default for DecodeRegression {
 }
 
 impl TransferRegression {
-    /// Returns a fit that starts from `prior`.
+    /// Returns a regression that starts from `prior`.
     pub fn new(prior: TransferModel) -> TransferRegression {
         let prior = [prior.base, prior.per_token];
         TransferRegression { regression: RobustRegression::new(prior.map(Seconds::get)) }
@@ -204,8 +202,7 @@ impl TransferRegression {
         self.regression.observe(class(tokens.get(), [512, 2048, 8192]), features, took.get());
     }
 
-    /// Adds an interval observation: the hand-off took between `least` and `most`. It changes the
-    /// fit only if the prediction lies outside the interval. An upper bound below
+    /// Adds an interval observation: the hand-off took between `least` and `most`. It     /// fit only if the prediction lies outside the interval. An upper bound below
     /// [`HAND_OFF_MIN`] counts as that: the bounds are differences of measured and predicted times
     /// and may be negative.
     pub fn observe_between(&mut self, tokens: Tokens, least: Seconds, most: Seconds) {

@@ -26,7 +26,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn a_prefill_fit_predicts_within_a_tenth_despite_outliers(
+    fn a_prefill_regression_predicts_within_a_tenth_despite_outliers(
         draws in draws(),
         (base, token, attention) in (0.001..0.03, 5e-6..300e-6, 1e-11..5e-9),
     ) {
@@ -52,7 +52,7 @@ proptest! {
     /// With a knee above a hundred streams, few of these draws lie beyond it, and one fit in a
     /// thousand treats them as outliers until it has more observations.
     #[test]
-    fn a_decode_fit_predicts_within_a_tenth_despite_outliers(
+    fn a_decode_regression_predicts_within_a_tenth_despite_outliers(
         draws in draws(),
         (base, stream, kv, free) in (0.004..0.03, 5e-6..150e-6, 2e-9..80e-9, 0..100_u32),
     ) {
@@ -90,7 +90,7 @@ proptest! {
 }
 
 #[test]
-fn a_fit_follows_an_engine_that_becomes_twice_as_slow() {
+fn a_regression_follows_an_engine_that_becomes_twice_as_slow() {
     let old = PrefillModel::default();
     let new = PrefillModel { per_token: old.per_token * 2.0, base: old.base * 2.0, ..old };
     let mut fit = PrefillRegression::default();
@@ -146,7 +146,7 @@ fn short_prompts_do_not_change_the_attention_coefficient() {
 }
 
 #[test]
-fn a_transfer_fit_learns_base_and_cost_per_token() {
+fn a_transfer_regression_learns_base_and_cost_per_token() {
     let truth = TransferModel { base: Seconds(0.010), per_token: Seconds(2e-6) };
     let mut fit = TransferRegression::default();
     for i in 0..100 {

@@ -2,10 +2,10 @@
 //!
 //! Minimises relative error by iteratively reweighted least squares with Tukey's bisquare (Maronna,
 //! Martin, Yohai: Robust Statistics, ch. 4), with the scale from the median absolute deviation.
-//! Each refit starts from the last coefficients times the median ratio of observed to predicted. It
-//! therefore leaves a prior that is wrong by an order of magnitude as long as fewer than half of
-//! the observations are outliers. Coefficients that the window does not determine keep their ratio
-//! to the others from the last fit.
+//! Each refit starts from the last coefficients times the median ratio of observed to predicted
+//! values. A prior that is wrong by an order of magnitude is therefore corrected as long as fewer than
+//! half of the observations are outliers. Coefficients that the observations do not determine keep
+//! their ratio to the others.
 
 /// Number of size classes with separate windows: many short prompts must not displace the
 /// observations of long ones.
@@ -14,22 +14,23 @@ pub(super) const CLASSES: usize = 4;
 const CLASS_ROWS_MAX: usize = 32;
 /// Half-life of an observation's weight, in later observations.
 const HALF_LIFE: f64 = 256.0;
-/// Weight of the present coefficients, in observations, so that a slow first request on a cold
-/// engine changes nothing: the fourth observation in agreement does.
+/// Weight of the present coefficients, in observations. A slow first request on a cold engine changes
+/// nothing; the fourth observation in agreement does.
 const HELD_WEIGHT: f64 = 3.0;
-/// Below this many observations each one triggers a refit. Above, the interval grows in proportion
-/// to the count, up to every `REFIT_EVERY_MAX`th: a refit is 150,000 instructions, which at a
-/// thousand streams a second was a tenth of the proxy's compute.
+/// Number of observations up to which each one triggers a refit. Beyond it the interval grows in
+/// proportion to the count, up to every `REFIT_EVERY_MAX`th. Source: a refit takes 150,000
+/// instructions, and at a thousand streams per second a refit for each took a tenth of the proxy's
+/// CPU time.
 const REFIT_EACH_BELOW: u64 = 32;
 const REFIT_EVERY_MAX: u64 = 32;
-/// Minimum relative noise: timers and step boundaries.
+/// Least relative noise, of timers and step boundaries.
 const SCALE_MIN: f64 = 0.02;
 /// Tukey's constant: 95 % efficiency under normal noise.
 const BISQUARE: f64 = 4.685;
 const REWEIGHTINGS: usize = 8;
 const SWEEPS_MAX: usize = 300;
-/// Regularisation towards the last coefficients, as a share of each feature's own weight: enough to
-/// determine directions in which the window has no spread.
+/// Regularisation towards the last coefficients, as a share of each feature's weight. It determines
+/// directions in which the observations have no spread.
 const DAMPING: f64 = 0.002;
 
 /// Online fit of `target ≈ Σ coefficients[i]·features[i]`, every coefficient at least 0.
@@ -144,8 +145,8 @@ fn median(mut values: Vec<(f64, f64)>) -> f64 {
     1.0
 }
 
-/// One reweighting: rows far from `fit` receive little or no weight, the others count by relative
-/// error.
+/// Returns the normal equations of one reweighting: rows far from `fit` receive little or no weight,
+/// the others count by relative error.
 fn normal<const D: usize>(rows: &[(Row<D>, f64)], fit: &[f64; D], start: &[f64; D]) -> Normal<D> {
     let residual = |row: &Row<D>| row.target / predict(fit, &row.features) - 1.0;
     let held = std::iter::once((0.0, HELD_WEIGHT));
@@ -175,8 +176,8 @@ fn normal<const D: usize>(rows: &[(Row<D>, f64)], fit: &[f64; D], start: &[f64; 
     normal
 }
 
-/// Non-negative least squares by coordinate descent, which for a positive definite matrix
-/// converges to the one minimum.
+/// Solves non-negative least squares by coordinate descent, which converges to the unique minimum
+/// because the matrix is positive definite.
 fn solve<const D: usize>(normal: &Normal<D>, from: &[f64; D]) -> [f64; D] {
     let mut x = *from;
     for _ in 0..SWEEPS_MAX {

@@ -94,7 +94,7 @@ fn placements<W: SharedU64 + std::fmt::Debug>(
 
 proptest! {
     #[test]
-    fn the_proxy_and_the_simulator_reserve_alike(
+    fn atomics_and_plain_cells_give_equal_reservations(
         prompts in prop::collection::vec(1_u64..20_000, 1..60)
     ) {
         prop_assert_eq!(placements::<AtomicU64>(&prompts), placements::<LocalU64>(&prompts));

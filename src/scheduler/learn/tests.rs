@@ -8,7 +8,7 @@ const CHUNK: Tokens = Tokens(2048);
 const ENGINE: BackendId = BackendId(0);
 
 /// The regressions of one backend and the simulated engine that they observe.
-struct Watched {
+struct ObservedEngine {
     regressions: CostRegressions,
     truth: PrefillModel,
     /// Whether the engine has a prefix cache.
@@ -16,15 +16,15 @@ struct Watched {
     now: Moment,
 }
 
-impl Watched {
-    fn new(prior: PrefillModel, truth: PrefillModel) -> Watched {
+impl ObservedEngine {
+    fn new(prior: PrefillModel, truth: PrefillModel) -> ObservedEngine {
         let decode = DecodeModel::default();
         let regressions = CostRegressions::new(
             vec![Priors { prefill: prior, decode }],
             Estimates::default(),
             CHUNK,
         );
-        Watched { regressions, truth, caches: false, now: Moment::START }
+        ObservedEngine { regressions, truth, caches: false, now: Moment::START }
     }
 
     fn later(&mut self, span: Seconds) -> Moment {
@@ -53,7 +53,7 @@ impl Watched {
         }
     }
 
-    fn sees(&mut self, sample: PrefillSample) {
+    fn observe(&mut self, sample: PrefillSample) {
         self.regressions.observe(Sample::Prefill(sample), self.now);
     }
 
@@ -62,7 +62,7 @@ impl Watched {
         let sent = self.later(Seconds(0.5));
         let cached = Tokens(if self.caches { predicted_hit } else { 0 });
         self.later(self.truth.predict(Tokens(prompt) - cached, cached));
-        self.sees(self.sample(prompt, predicted_hit, sent, ConcurrentStreams::default()));
+        self.observe(self.sample(prompt, predicted_hit, sent, ConcurrentStreams::default()));
         self.later(Seconds(0.5));
     }
 
@@ -74,7 +74,7 @@ impl Watched {
         for n in 0..prompts {
             // First tokens arrive one after the other.
             self.now = self.now + Seconds(20e-6 * n as f64);
-            self.sees(self.sample(tokens, 0, sent, ConcurrentStreams::default()));
+            self.observe(self.sample(tokens, 0, sent, ConcurrentStreams::default()));
         }
     }
 
@@ -89,14 +89,14 @@ impl Watched {
         of(&learned) / of(&self.truth)
     }
 
-    fn knows(&self, tokens: u64, within: f64) {
+    fn assert_learned(&self, tokens: u64, within: f64) {
         let ratio = self.ratio(tokens);
         assert!((ratio - 1.0).abs() < within, "{tokens}: {ratio}");
     }
 }
 
 /// Prefills of `tokens` beside streams, with waits from 0 to a whole step.
-fn run(watched: &mut Watched, tokens: u64) {
+fn run(engine: &mut ObservedEngine, tokens: u64) {
     let decode = DecodeModel::default();
     for n in 0..200 {
         let new = Tokens(tokens * (1 + n % 7));
@@ -105,183 +105,183 @@ fn run(watched: &mut Watched, tokens: u64) {
         let step = if beside.mid_step { decode.step(60, beside.kv) } else { Seconds::ZERO };
         let waited = step * ((n * 7 % 11) as f64 / 10.0);
         let shared = decode.beside_prefill(beside.streams, beside.kv) * steps;
-        let sent = watched.later(Seconds(0.5));
-        watched.later(watched.truth.predict(new, Tokens::ZERO) + shared + waited);
-        watched.sees(watched.sample(new.get(), 0, sent, beside));
+        let sent = engine.later(Seconds(0.5));
+        engine.later(engine.truth.predict(new, Tokens::ZERO) + shared + waited);
+        engine.observe(engine.sample(new.get(), 0, sent, beside));
     }
-    watched.later(Seconds(1.0));
+    engine.later(Seconds(1.0));
 }
 
 #[test]
-fn cost_alone_is_learned_from_prefills_beside_streams() {
+fn waits_and_streams_do_not_bias_the_learned_prefill_cost() {
     let truth = PrefillModel::default();
-    let mut watched = Watched::new(PrefillModel { base: truth.base * 3.0, ..truth }, truth);
-    run(&mut watched, 2000);
-    watched.knows(2000, 0.05);
-    watched.knows(8000, 0.05);
+    let mut engine = ObservedEngine::new(PrefillModel { base: truth.base * 3.0, ..truth }, truth);
+    run(&mut engine, 2000);
+    engine.assert_learned(2000, 0.05);
+    engine.assert_learned(8000, 0.05);
 }
 
 #[test]
 fn waits_of_short_prompts_do_not_bias_the_cost_of_long_ones() {
     let truth = PrefillModel { base: Seconds(0.002), ..PrefillModel::default() };
-    let mut reported = Watched::new(truth, truth);
+    let mut reported = ObservedEngine::new(truth, truth);
     run(&mut reported, 50);
-    reported.knows(4000, 0.05);
+    reported.assert_learned(4000, 0.05);
     let dear = PrefillModel { per_token: truth.per_token * 10.0, ..truth };
-    let mut default_prior = Watched::new(PrefillModel::default(), dear);
+    let mut default_prior = ObservedEngine::new(PrefillModel::default(), dear);
     run(&mut default_prior, 50);
-    default_prior.knows(300, 0.3);
+    default_prior.assert_learned(300, 0.3);
 }
 
 #[test]
 fn prompts_that_end_with_one_step_are_one_observation() {
     let truth = PrefillModel { base: Seconds(0.004), ..PrefillModel::default() };
-    let mut watched = Watched::new(PrefillModel::default(), truth);
+    let mut engine = ObservedEngine::new(PrefillModel::default(), truth);
     for n in 0..100 {
-        watched.step(1 + n * 7 % 40, 30);
+        engine.step(1 + n * 7 % 40, 30);
     }
-    watched.later(Seconds(1.0));
-    watched.knows(30, 0.15);
-    watched.knows(1000, 0.2);
+    engine.later(Seconds(1.0));
+    engine.assert_learned(30, 0.15);
+    engine.assert_learned(1000, 0.2);
 }
 
 #[test]
-fn a_fit_that_went_wrong_recovers_with_short_prompts() {
+fn a_wrong_regression_recovers_with_short_prompts() {
     let truth = PrefillModel { base: Seconds(0.004), ..PrefillModel::default() };
     let wrong = PrefillModel {
         base: Seconds(0.044),
         per_token: Seconds::ZERO,
         per_attention: Seconds::ZERO,
     };
-    let mut watched = Watched::new(wrong, truth);
+    let mut engine = ObservedEngine::new(wrong, truth);
     for n in 0..100 {
-        watched.step(1 + n * 7 % 40, 30);
+        engine.step(1 + n * 7 % 40, 30);
     }
-    watched.later(Seconds(1.0));
-    watched.knows(30, 0.2);
-    watched.knows(1000, 0.2);
+    engine.later(Seconds(1.0));
+    engine.assert_learned(30, 0.2);
+    engine.assert_learned(1000, 0.2);
 }
 
 #[test]
 fn costs_are_learned_from_unstreamed_answers() {
     let truth = PrefillModel { base: Seconds(0.002), ..PrefillModel::default() };
     let dear = PrefillModel { per_token: truth.per_token * 8.0, ..truth };
-    let mut watched = Watched::new(dear, truth);
-    let whole = |watched: &mut Watched, prompt: u64, beside: ConcurrentStreams| {
-        let sent = watched.later(Seconds(0.5));
-        watched.later(truth.predict(Tokens(prompt), Tokens::ZERO));
-        let sample = watched.sample(prompt, 0, sent, beside);
-        watched
+    let mut engine = ObservedEngine::new(dear, truth);
+    let whole = |engine: &mut ObservedEngine, prompt: u64, beside: ConcurrentStreams| {
+        let sent = engine.later(Seconds(0.5));
+        engine.later(truth.predict(Tokens(prompt), Tokens::ZERO));
+        let sample = engine.sample(prompt, 0, sent, beside);
+        engine
             .regressions
-            .observe(Sample::Colocated { prefill: sample, output: Tokens(1) }, watched.now);
+            .observe(Sample::Colocated { prefill: sample, output: Tokens(1) }, engine.now);
     };
     // Beside streams, the whole duration bounds the prefill.
     for _ in 0..40 {
         whole(
-            &mut watched,
+            &mut engine,
             1500,
             ConcurrentStreams { streams: 3, kv: Tokens(3000), mid_step: true },
         );
     }
-    watched.knows(1500, 0.1);
+    engine.assert_learned(1500, 0.1);
     let cheap = PrefillModel { per_token: truth.per_token / 8.0, ..truth };
-    let mut watched = Watched::new(cheap, truth);
+    let mut engine = ObservedEngine::new(cheap, truth);
     for n in 0..40 {
         whole(
-            &mut watched,
+            &mut engine,
             500 + n * 97,
             ConcurrentStreams { mid_step: true, ..ConcurrentStreams::default() },
         );
     }
-    watched.knows(1500, 0.1);
+    engine.assert_learned(1500, 0.1);
 }
 
 #[test]
 fn durations_reveal_an_engine_without_a_prefix_cache() {
     let truth = PrefillModel { per_token: Seconds(90e-6), ..PrefillModel::default() };
-    let mut watched = Watched::new(PrefillModel::default(), truth);
-    watched.prefill(2000, 0);
+    let mut engine = ObservedEngine::new(PrefillModel::default(), truth);
+    engine.prefill(2000, 0);
     for n in 0..20 {
-        watched.prefill(2000 + n * 10, 1900);
+        engine.prefill(2000 + n * 10, 1900);
     }
-    assert!(watched.share() < 0.15, "{}", watched.share());
+    assert!(engine.share() < 0.15, "{}", engine.share());
     // The regression attributes the durations to full prefills, not to a higher cost per token.
-    watched.knows(2000, 0.1);
+    engine.assert_learned(2000, 0.1);
     // Restart with a prefix cache.
-    watched.caches = true;
+    engine.caches = true;
     for _ in 0..30 {
-        watched.prefill(2000, 1900);
+        engine.prefill(2000, 1900);
     }
-    assert!(watched.share() > 0.9, "{}", watched.share());
+    assert!(engine.share() > 0.9, "{}", engine.share());
 }
 
 #[test]
-fn real_hits_stay_trusted_and_do_not_bias_the_cost() {
+fn real_hits_keep_the_share_and_do_not_bias_the_cost() {
     let truth = PrefillModel { per_token: Seconds(90e-6), ..PrefillModel::default() };
-    let mut watched = Watched::new(PrefillModel::default(), truth);
-    watched.caches = true;
+    let mut engine = ObservedEngine::new(PrefillModel::default(), truth);
+    engine.caches = true;
     for n in 0..4 {
-        watched.prefill(1500 + n * 300, 0);
+        engine.prefill(1500 + n * 300, 0);
     }
     for n in 0..40 {
-        watched.prefill(2000 + n * 10, 1900);
+        engine.prefill(2000 + n * 10, 1900);
     }
-    assert!(watched.share() > 0.99, "{}", watched.share());
-    watched.knows(2000, 0.1);
+    assert!(engine.share() > 0.99, "{}", engine.share());
+    engine.assert_learned(2000, 0.1);
 }
 
 #[test]
-fn a_slower_engine_is_not_mistaken_for_one_without_a_cache() {
+fn a_slower_engine_keeps_its_hit_share() {
     let truth = PrefillModel::default();
-    let mut watched = Watched::new(PrefillModel { base: truth.base * 0.9, ..truth }, truth);
-    watched.caches = true;
-    watched.prefill(2000, 1900);
-    watched.truth =
+    let mut engine = ObservedEngine::new(PrefillModel { base: truth.base * 0.9, ..truth }, truth);
+    engine.caches = true;
+    engine.prefill(2000, 1900);
+    engine.truth =
         PrefillModel { base: truth.base * 20.0, per_token: truth.per_token * 20.0, ..truth };
     for n in 0..40 {
-        watched.prefill(2000 + n, if n % 4 == 0 { 0 } else { 1900 });
+        engine.prefill(2000 + n, if n % 4 == 0 { 0 } else { 1900 });
     }
-    assert!(watched.share() > 0.7, "{}", watched.share());
+    assert!(engine.share() > 0.7, "{}", engine.share());
 }
 
 #[test]
 fn reported_hits_take_precedence_over_durations() {
     let truth = PrefillModel::default();
-    let mut watched = Watched::new(PrefillModel { base: truth.base * 0.9, ..truth }, truth);
+    let mut engine = ObservedEngine::new(PrefillModel { base: truth.base * 0.9, ..truth }, truth);
     for _ in 0..30 {
         let hit = Sample::Hit { backend: ENGINE, predicted_hit: Tokens(1900), cached: Tokens(950) };
-        watched.regressions.observe(hit, watched.now);
-        watched.prefill(2000, 1900);
+        engine.regressions.observe(hit, engine.now);
+        engine.prefill(2000, 1900);
     }
-    assert!((watched.share() - 0.5).abs() < 0.1, "{}", watched.share());
-    assert_eq!(watched.regressions.hit_share(ENGINE).1, HitSource::Usage);
+    assert!((engine.share() - 0.5).abs() < 0.1, "{}", engine.share());
+    assert_eq!(engine.regressions.hit_share(ENGINE).1, HitSource::Usage);
     // Restart without `--enable-prompt-tokens-details` and without a prefix cache.
-    watched.later(Seconds(100.0));
+    engine.later(Seconds(100.0));
     for _ in 0..30 {
-        watched.prefill(2000, 1900);
+        engine.prefill(2000, 1900);
     }
-    assert!(watched.share() < 0.1, "{}", watched.share());
-    assert_eq!(watched.regressions.hit_share(ENGINE).1, HitSource::Durations);
+    assert!(engine.share() < 0.1, "{}", engine.share());
+    assert_eq!(engine.regressions.hit_share(ENGINE).1, HitSource::Durations);
 }
 
 #[test]
-fn counters_of_hits_are_compared_with_what_was_predicted() {
+fn the_hit_share_follows_the_engines_counters() {
     let truth = PrefillModel::default();
-    let mut watched = Watched::new(truth, truth);
-    watched.caches = true;
+    let mut engine = ObservedEngine::new(truth, truth);
+    engine.caches = true;
     let mut hits = 500.0;
     for _ in 0..12 {
-        watched.regressions.observe(Sample::Counted { backend: ENGINE, hits }, watched.now);
+        engine.regressions.observe(Sample::Counted { backend: ENGINE, hits }, engine.now);
         for _ in 0..5 {
-            watched.prefill(2000, 1900);
+            engine.prefill(2000, 1900);
         }
         hits += 5.0 * 1900.0 * 0.25;
     }
-    let (share, source) = watched.regressions.hit_share(ENGINE);
+    let (share, source) = engine.regressions.hit_share(ENGINE);
     assert!((share - 0.25).abs() < 0.05 && source == HitSource::Counters, "{share} {source:?}");
     // After a restart the counter begins at 0, which is no evidence.
-    watched.regressions.observe(Sample::Counted { backend: ENGINE, hits: 0.0 }, watched.now);
-    assert!((watched.share() - 0.25).abs() < 0.05);
+    engine.regressions.observe(Sample::Counted { backend: ENGINE, hits: 0.0 }, engine.now);
+    assert!((engine.share() - 0.25).abs() < 0.05);
 }
 
 proptest! {
@@ -290,7 +290,7 @@ proptest! {
     /// Durations alone detect predicted hits that are not real, and confirm those that are,
     /// whatever else the engine computes.
     #[test]
-    fn durations_tell_the_truth(
+    fn durations_determine_share_and_cost(
         caches: bool,
         prompts in prop::collection::vec((1000u64..6000, 0.0..1.0f64, 0.9..1.1f64), 60..120),
         (base, token) in (0.002..0.02, 20e-6..200e-6),
@@ -298,55 +298,51 @@ proptest! {
         let truth = PrefillModel {
             base: Seconds(base), per_token: Seconds(token), per_attention: Seconds(1e-9),
         };
-        let mut watched = Watched::new(PrefillModel::default(), truth);
-        watched.caches = caches;
+        let mut engine = ObservedEngine::new(PrefillModel::default(), truth);
+        engine.caches = caches;
         for (prompt, share, noise) in prompts {
             // One prompt in four shares no prefix.
             let predicted_hit = if share < 0.25 { 0 } else { (prompt as f64 * (0.5 + share * 0.49)) as u64 };
-            watched.truth = PrefillModel {
+            engine.truth = PrefillModel {
                 base: truth.base * noise, per_token: truth.per_token * noise, ..truth
             };
-            watched.prefill(prompt, predicted_hit);
+            engine.prefill(prompt, predicted_hit);
         }
-        let share = watched.share();
+        let share = engine.share();
         prop_assert!(if caches { share > 0.8 } else { share < 0.2 }, "{caches}: {share}");
-        watched.truth = truth;
-        prop_assert!((watched.ratio(3000) - 1.0).abs() < 0.2, "{}", watched.ratio(3000));
+        engine.truth = truth;
+        prop_assert!((engine.ratio(3000) - 1.0).abs() < 0.2, "{}", engine.ratio(3000));
     }
 }
 
 #[test]
-fn costs_of_all_backends_are_those_of_each_one_with_its_group() {
+fn the_costs_of_all_backends_equal_those_of_each_backend() {
     let truth = PrefillModel { base: Seconds(0.02), ..PrefillModel::default() };
     let prior = Priors { prefill: PrefillModel::default(), decode: DecodeModel::default() };
     // Slots 2 and 3 have observations; slot 1 is in the group of slot 3. Slots 5 to 7 have three
     // that differ: slot 8 of their group takes the median.
     let groups = [0, 1, 0, 1, 2, 3, 3, 3, 3].map(GroupId);
-    let mut watched = Watched::new(prior.prefill, truth);
-    watched.regressions =
+    let mut engine = ObservedEngine::new(prior.prefill, truth);
+    engine.regressions =
         CostRegressions::new(vec![prior; groups.len()], Estimates::default(), CHUNK);
     for _ in 0..20 {
-        let sent = watched.later(Seconds(0.5));
-        watched.later(truth.predict(Tokens(500), Tokens::ZERO));
+        let sent = engine.later(Seconds(0.5));
+        engine.later(truth.predict(Tokens(500), Tokens::ZERO));
         for slot in [2, 3] {
-            let sample = watched.sample(500, 0, sent, ConcurrentStreams::default());
-            watched.sees(PrefillSample { backend: BackendId(slot), ..sample });
+            let sample = engine.sample(500, 0, sent, ConcurrentStreams::default());
+            engine.observe(PrefillSample { backend: BackendId(slot), ..sample });
         }
         for (slot, times) in [(5, 3.0), (6, 1.0), (7, 2.0)] {
-            let sample = watched.sample(500, 0, sent, ConcurrentStreams::default());
+            let sample = engine.sample(500, 0, sent, ConcurrentStreams::default());
             let ended = sample.sent + (sample.ended - sample.sent) * times;
-            watched.sees(PrefillSample { backend: BackendId(slot), ended, ..sample });
+            engine.observe(PrefillSample { backend: BackendId(slot), ended, ..sample });
         }
     }
-    watched.later(Seconds(1.0));
-    let costs = watched.regressions.costs(&groups);
+    engine.later(Seconds(1.0));
+    let costs = engine.regressions.costs(&groups);
     for (slot, group) in groups.iter().enumerate() {
         let peers = (0..9).map(BackendId).filter(|peer| groups[peer.index()] == *group);
-        assert_eq!(
-            costs[slot],
-            watched.regressions.models(BackendId(slot as u16), peers),
-            "{slot}"
-        );
+        assert_eq!(costs[slot], engine.regressions.models(BackendId(slot as u16), peers), "{slot}");
     }
     assert_ne!(costs[0].0, prior.prefill, "slot 0 takes the costs of slot 2");
     assert_eq!(costs[4].0, prior.prefill, "slot 4 is alone");

@@ -47,27 +47,27 @@ fn dead(role: Role) -> Load {
 }
 
 #[test]
-fn a_long_prompt_is_split_if_the_decode_backend_has_no_slack() {
+fn a_long_prompt_is_disaggregated_if_the_decode_backend_has_no_slack() {
     check(4000, &[idle(Prefill), streaming(Decode, 30, 0.05)], Disaggregated(0));
 }
 
 #[test]
-fn engines_that_take_no_whole_requests_receive_split_requests_only() {
+fn engines_without_colocation_receive_disaggregated_requests_only() {
     let pair = |load: Load| Load { colocates: false, ..load };
     let fleet = [pair(idle(Prefill)), pair(idle(Decode))];
     check(10, &fleet, Disaggregated(0));
     assert_eq!(goes(&colocated_only(4000), &Engines::new(fleet.to_vec())), Disaggregated(0));
-    // No backend is left for the other leg.
+    // Without a backend for the decode leg there is no route.
     let alone = [pair(idle(Decode)), pair(dead(Prefill))];
     check(4000, &alone, Goes::Unroutable(UnroutableReason::Unpaired));
 }
 
 #[test]
-fn a_prompt_runs_whole_on_a_decode_backend_whose_slack_covers_the_stall() {
+fn a_prompt_spills_to_a_decode_backend_whose_slack_covers_the_stall() {
     // The prefill backend is busy, and 1000 tokens stall the streams for about 50 ms.
     let busy = prefilling(Prefill, 0.5);
     check(1000, &[busy, streaming(Decode, 30, 0.08)], Colocated(1));
-    // The step in progress must end first.
+    // One TPOT of slack is reserved for the step in progress.
     check(1000, &[busy, streaming(Decode, 30, 0.06)], Waits(WaitReason::PrefillBusy));
     check(1000, &[busy, streaming(Decode, 30, 0.04)], Waits(WaitReason::PrefillBusy));
     check(1000, &[busy, streaming(Decode, 30, -0.01)], Waits(WaitReason::PrefillBusy));
@@ -206,13 +206,13 @@ fn short_prompts_are_admitted_until_they_fill_a_step() {
 }
 
 #[test]
-fn a_short_prompt_is_never_split() {
+fn a_short_prompt_is_colocated() {
     check(60, &[idle(Prefill), streaming(Decode, 100, 0.0)], Colocated(1));
     check(60, &[idle(Prefill), full(Decode)], Colocated(0));
 }
 
 #[test]
-fn an_unsplittable_request_runs_on_a_prefill_backend_if_no_decode_backend_has_slack() {
+fn a_request_that_must_be_colocated_runs_on_a_prefill_backend_without_decode_slack() {
     let loads = [idle(Prefill), streaming(Decode, 100, 0.0)];
     assert_eq!(goes(&colocated_only(4000), &Engines::new(loads.to_vec())), Colocated(0));
     let loads = [idle(Prefill), streaming(Decode, 100, 0.9)];
@@ -257,7 +257,7 @@ fn an_idle_backend_takes_a_prompt_of_any_size_and_a_busy_one_takes_none() {
 }
 
 #[test]
-fn the_least_loaded_of_equals_is_chosen() {
+fn the_least_loaded_of_equal_backends_is_chosen() {
     let decode = streaming(Decode, 30, 0.0);
     check(4000, &[prefilling(Prefill, 0.04), idle(Prefill), decode], Disaggregated(1));
     check(4000, &[streaming(Mixed, 50, 1.0), streaming(Mixed, 5, 1.0)], Colocated(1));
@@ -287,7 +287,7 @@ fn a_backend_that_keeps_the_ttft_deadline_comes_before_a_faster_one() {
 }
 
 #[test]
-fn a_cached_prefix_attracts_requests() {
+fn a_prefix_cache_hit_outweighs_a_small_backlog() {
     let decode = streaming(Decode, 30, 0.0);
     let loads = vec![idle(Prefill), prefilling(Prefill, 0.04), decode];
     let engines = Engines::new(loads).caching(&[(1, 5500)]);
@@ -346,7 +346,7 @@ fn draining_and_dead_backends_are_never_chosen() {
 }
 
 #[test]
-fn a_group_that_lost_one_side_serves_whole_requests_with_the_other() {
+fn a_group_that_lost_one_role_serves_colocated_requests() {
     check(4000, &[idle(Prefill), dead(Decode)], Colocated(0));
     check(4000, &[dead(Prefill), streaming(Decode, 30, 0.0)], Colocated(1));
     check(4000, &[dead(Prefill), full(Decode)], Waits(WaitReason::DecodeBusy));

@@ -9,7 +9,7 @@ fn at(seconds: f64) -> Moment {
     Moment::START + Seconds(seconds)
 }
 
-/// A job with its TTFT deadline and its queue deadline, in seconds after the start.
+/// A request with its TTFT deadline and its queue deadline, in seconds after the start.
 fn due(id: u64, prompt: u64, ttft: f64, refused: f64) -> PrefillRequest {
     PrefillRequest { ttft_deadline: at(ttft), queue_deadline: at(refused), ..job(id, prompt) }
 }
@@ -30,7 +30,7 @@ enum Left {
     Late(u64),
 }
 
-/// Polls and reserves the placed jobs.
+/// Polls and reserves the placed requests.
 fn poll(queue: &mut EdfQueue, now: Moment, engines: &Engines) -> Vec<Left> {
     poll_with(&Params::default(), queue, now, engines)
 }
@@ -56,7 +56,7 @@ fn full() -> Engines {
     Engines::new(vec![prefilling(Role::Mixed, 1.0)])
 }
 
-/// Settles all prefill work, so that one prefill fits.
+/// Settles all prefill work, so that there is capacity for one prefill.
 fn free_capacity(engines: &Engines) {
     engines.change(0, |load| *load = idle(load.role));
 }
@@ -117,7 +117,7 @@ fn the_late_class_prefers_short_work_and_ages() {
 }
 
 #[test]
-fn a_job_becomes_late_when_its_work_no_longer_fits_before_the_deadline() {
+fn a_request_past_its_latest_start_is_late() {
     let engines = full();
     // 2500 tokens take 186 ms.
     let mut queue = queue([due(1, 2500, 1.0, 9.0), due(2, 2500, 5.0, 9.0)]);
@@ -127,7 +127,7 @@ fn a_job_becomes_late_when_its_work_no_longer_fits_before_the_deadline() {
 }
 
 #[test]
-fn load_shedding_refuses_what_became_late_in_the_queue_and_nothing_else() {
+fn load_shedding_refuses_only_requests_that_became_late_in_the_queue() {
     let params = Params { late: LatePolicy::Refuse, ..Params::default() };
     let engines = full();
     // 2500 tokens take 186 ms; 30,000 tokens take three seconds and are late on arrival.
@@ -154,7 +154,7 @@ fn the_late_class_receives_exactly_its_share_of_the_work() {
     }
     let mut work = [0.0, 0.0];
     for round in 0..2000u64 {
-        // Feasible jobs are always waiting.
+        // Feasible requests are always queued.
         queue.push(due(10_000 + round, 2500, 1e5 + round as f64, 1e6)).unwrap();
         queue.push(due(20_000 + round, 2500, 1e5 + round as f64, 1e6)).unwrap();
         free_capacity(&engines);
@@ -168,7 +168,7 @@ fn the_late_class_receives_exactly_its_share_of_the_work() {
 }
 
 #[test]
-fn a_short_job_overtakes_a_long_one_that_does_not_fit() {
+fn a_short_request_overtakes_a_long_one_without_capacity() {
     let busy = prefilling(Role::Prefill, 1.0);
     let engines = Engines::new(vec![busy, streaming(Role::Decode, 30, 0.08)]);
     let mut queue = queue([due(1, 5000, 1.0, 9.0), due(2, 800, 2.0, 9.0)]);
@@ -185,7 +185,7 @@ fn a_job_past_its_queue_deadline_is_refused_even_with_free_capacity() {
 }
 
 #[test]
-fn without_a_usable_backend_all_jobs_are_refused_at_once() {
+fn without_a_usable_backend_all_requests_are_refused_at_once() {
     let engines = Engines::new(vec![crate::placement::Load { usable: false, ..idle(Role::Mixed) }]);
     let mut queue = queue([due(1, 2000, 1.0, 5.0), due(2, 2000, 0.0, 7.0)]);
     let left = poll(&mut queue, at(0.5), &engines);
@@ -194,7 +194,7 @@ fn without_a_usable_backend_all_jobs_are_refused_at_once() {
 }
 
 #[test]
-fn a_job_that_lost_a_race_for_capacity_stays_in_the_queue() {
+fn a_request_that_lost_a_race_for_capacity_stays_queued() {
     let engines = Engines::new(vec![idle(Role::Mixed)]);
     let mut queue = queue([due(1, 2000, 1.0, 5.0)]);
     let mut asked = 0;
@@ -216,7 +216,7 @@ fn a_full_queue_returns_an_error() {
 }
 
 #[test]
-fn waiting_jobs_are_counted_by_pool_down_to_zero() {
+fn queued_requests_are_counted_by_pool() {
     let elsewhere = PrefillRequest { pool: PoolId(1), ..job(3, 2000) };
     let mut queue = queue([job(1, 2000), job(2, 2000), elsewhere]);
     assert_eq!((queue.waiting(PoolId(0)), queue.waiting(PoolId(1))), (2, 1));
@@ -340,7 +340,7 @@ impl World {
 
 proptest! {
     #[test]
-    fn every_job_leaves_exactly_once(operations in prop::collection::vec(operation(), 0..150)) {
+    fn every_request_leaves_exactly_once(operations in prop::collection::vec(operation(), 0..150)) {
         let roles = [Role::Prefill, Role::Decode, Role::Mixed];
         let mut world = World {
             queue: EdfQueue::new(),
@@ -364,7 +364,7 @@ proptest! {
     }
 
     #[test]
-    fn equal_jobs_are_placed_by_deadline(
+    fn equal_requests_are_placed_by_deadline(
         deadlines in prop::collection::vec(1.0..100.0f64, 1..40),
         engine_count in 1usize..10,
     ) {

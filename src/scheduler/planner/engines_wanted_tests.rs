@@ -49,17 +49,17 @@ fn of(model: &EnginesWanted) -> usize {
 }
 
 #[test]
-fn twice_the_demand_wants_twice_the_engines() {
+fn twice_the_demand_needs_twice_the_engines() {
     let one = of(&wanted(8, 120, demand(20.0, 3.8, 500.0)));
     let two = of(&wanted(8, 120, demand(40.0, 7.6, 500.0)));
     assert!((5..=8).contains(&one), "{one}");
     assert!(two.abs_diff(2 * one) <= 1, "{one} {two}");
-    // The fleet in force does not matter while it is observed: engines are alike.
+    // The result is independent of the actual fleet of equal engines.
     assert_eq!(of(&wanted(4, 120, demand(20.0, 3.8, 500.0))), one);
 }
 
 #[test]
-fn the_answer_is_never_below_the_minimum() {
+fn the_result_is_at_least_the_minimum() {
     assert_eq!(of(&wanted(8, 30, demand(0.0, 0.0, 0.0))), 1);
     let mut model = EnginesWanted::default();
     let roles = RoleSet::EMPTY.with(Role::Prefill).with(Role::Decode);
@@ -74,7 +74,7 @@ fn the_answer_is_never_below_the_minimum() {
 }
 
 #[test]
-fn a_peak_counts_for_the_window_and_not_longer() {
+fn a_peak_counts_for_one_window() {
     let mut model = EnginesWanted::default();
     let low = demand(4.0, 0.4, 500.0);
     let now = run(&mut model, Moment(1_000_000_000), 8, 60, low);
@@ -89,14 +89,14 @@ fn a_peak_counts_for_the_window_and_not_longer() {
 }
 
 #[test]
-fn long_answers_want_decode_engines() {
+fn long_answers_need_decode_engines() {
     let short = of(&wanted(8, 200, demand(20.0, 1.0, 100.0)));
     let long = of(&wanted(8, 200, demand(20.0, 1.0, 2000.0)));
     assert!(long > short + 2, "{short} {long}");
 }
 
 #[test]
-fn mixed_engines_add_up_their_shares() {
+fn prefill_and_decode_time_of_mixed_engines_add_up() {
     let mixed = RoleSet::EMPTY.with(Role::Mixed);
     let wanted = |prefill: f64| {
         let backends = (0..2).map(|slot| BackendObservation { allowed: mixed, ..backend(slot) });

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_lost_role_is_filled_at_once_and_a_lone_engine_becomes_mixed() {
+fn a_lost_role_is_filled_at_once_and_the_only_engine_becomes_mixed() {
     let mut bench = Bench::of(3);
     let prefills: Vec<usize> =
         (0..3).filter(|slot| bench.seen.backends[*slot].role == Role::Prefill).collect();

@@ -61,7 +61,7 @@ proptest! {
     }
 
     #[test]
-    fn engines_that_switch_by_themselves_leave_no_role_empty(
+    fn drain_then_call_engines_leave_no_role_empty(
         count in 2..12_u16,
         turns in prop::collection::vec((0.0..12.0, 0.0..2000.0, 1..200_u32, any::<bool>()), 1..12),
     ) {
@@ -82,7 +82,7 @@ proptest! {
     }
 
     #[test]
-    fn a_steady_load_settles(count in 2..16_u16, prefill in 0.05..0.9_f64, decode in 0.05..0.9_f64) {
+    fn flips_end_under_steady_load(count in 2..16_u16, prefill in 0.05..0.9_f64, decode in 0.05..0.9_f64) {
         let mut bench = Bench::of(count);
         let n = f64::from(count);
         // A split that is slightly too small shows regret only after a while.

@@ -170,7 +170,7 @@ fn decode_work(streams: f64) -> impl FnOnce(&mut GroupDemand) {
 }
 
 #[test]
-fn a_cold_start_splits_in_half_and_a_lone_engine_is_mixed() {
+fn a_cold_start_splits_in_half_and_the_only_engine_is_mixed() {
     assert_eq!(Bench::of(8).count(Role::Prefill), 4);
     assert_eq!(Bench::of(1).count(Role::Mixed), 1);
     let fixed = RoleSet::EMPTY.with(Role::Mixed);
@@ -381,7 +381,7 @@ fn the_engine_with_the_fewest_streams_flips_first() {
 }
 
 #[test]
-fn the_journal_of_a_short_day() {
+fn the_journal_of_a_shift_and_its_return() {
     let mut bench = Bench::of(4);
     for tick in 0..600 {
         match tick / 200 {
@@ -446,7 +446,7 @@ fn the_mean_kv_forgets_old_prompts() {
 }
 
 #[test]
-fn spill_capacity_counts_only_on_engines_that_run_whole_requests() {
+fn spill_capacity_counts_only_on_engines_that_serve_colocated_requests() {
     let prefills = |colocates: bool| {
         let mut bench = Bench::of(8);
         for backend in &mut bench.seen.backends {
@@ -469,7 +469,7 @@ fn a_decode_engine_with_less_capacity_than_its_peers_flips_another_to_decode() {
     for (slot, backend) in bench.seen.backends.iter_mut().enumerate() {
         backend.role = if slot == 6 { Role::Decode } else { Role::Prefill };
     }
-    // It carries 70 streams, each of its peers 210.
+    // Its stream capacity is 70, that of each peer 210.
     let alone = &mut bench.seen.backends[6];
     alone.decode_model.per_stream = Seconds(200e-6);
     (alone.streams, alone.kv) = (70, Tokens(70_000));

@@ -205,7 +205,7 @@ proptest! {
 type Shuttled = Table<shuttle::sync::atomic::AtomicU64>;
 
 #[test]
-fn no_interleaving_lets_one_hash_answer_for_another() {
+fn no_interleaving_returns_holders_of_another_hash() {
     // One set, so that all threads contend for the same four lines.
     shuttle::check_random(
         || {
@@ -239,7 +239,7 @@ fn no_interleaving_lets_one_hash_answer_for_another() {
 }
 
 #[test]
-fn no_interleaving_shows_a_reader_the_holders_of_a_line_renamed_meanwhile() {
+fn no_interleaving_returns_holders_of_a_replaced_line() {
     // Few changes at few points: random order rarely reaches this interleaving.
     shuttle::check_pct(
         || {
