@@ -5,7 +5,7 @@ use crate::ModelTokenizer;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tidegate_engine::Kinds;
-use tidegate_engine::paths::{self, Lookup, PathEntry};
+use tidegate_engine::paths::{self, PathEntry, PathLookup};
 use tidegate_types::Tokens;
 
 /// Models that clients may name, and paths that they may use.
@@ -57,7 +57,7 @@ impl Directory {
     }
 
     /// Looks up `path` for `method` among the fleet's engine kinds.
-    pub fn at(&self, method: &str, path: &str) -> Lookup {
+    pub fn at(&self, method: &str, path: &str) -> PathLookup {
         let listed = || {
             let short = paths::without_slash(path);
             let is_listed = self.paths.iter().any(|pattern| paths::matches(pattern, short));
@@ -65,12 +65,12 @@ impl Directory {
                 .then(|| PathEntry { endpoint: paths::listed(method), kinds: Kinds::NONE })
         };
         match paths::lookup(method, path) {
-            Lookup::Found(served) => match (served.kinds.intersects(self.kinds), listed()) {
+            PathLookup::Found(served) => match (served.kinds.intersects(self.kinds), listed()) {
                 // A backend that lists the path may be the only one that has it.
-                (true, _) | (false, Some(_)) => Lookup::Found(served),
-                (false, None) => Lookup::Nothing,
+                (true, _) | (false, Some(_)) => PathLookup::Found(served),
+                (false, None) => PathLookup::Nothing,
             },
-            other => listed().map_or(other, Lookup::Found),
+            other => listed().map_or(other, PathLookup::Found),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{Directory, HeadParts};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
-use tidegate_engine::{ApiError, Lookup, PathEntry};
+use tidegate_engine::{ApiError, PathEntry, PathLookup};
 
 /// Checks everything that a request's head determines.
 pub(crate) fn check_head(
@@ -12,11 +12,11 @@ pub(crate) fn check_head(
 ) -> Result<PathEntry, ApiError> {
     let method = head.method.as_str();
     let served = match directory.at(method, head.path) {
-        Lookup::Found(served) => served,
-        Lookup::Methods(allow) => {
+        PathLookup::Found(served) => served,
+        PathLookup::Methods(allow) => {
             return Err(ApiError::method_not_allowed(method, head.path, allow));
         }
-        Lookup::Nothing => return Err(ApiError::unknown_path(method, head.path)),
+        PathLookup::Nothing => return Err(ApiError::unknown_path(method, head.path)),
     };
     // A malformed length is refused by the HTTP codec.
     let announced = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());

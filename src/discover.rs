@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tidegate_engine::EngineKind;
-use tidegate_settings::draft::{Draft, DraftBackend, DraftModel};
+use tidegate_settings::draft::{ConfigDraft, DraftBackend, DraftModel};
 use tidegate_signals::facts::DisaggregationMode;
 use tidegate_signals::identity::{Answers, Identity, PATHS, identify};
 
@@ -55,15 +55,15 @@ impl Discovery {
     ///
     /// # Errors
     /// No engine answered in time, or an argument is not usable.
-    pub fn draft(&self, at: &ListenArgs) -> Result<Draft, String> {
+    pub fn draft(&self, at: &ListenArgs) -> Result<ConfigDraft, String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
         let found = runtime.block_on(self.ask_all())?;
-        let mut draft = Draft {
+        let mut draft = ConfigDraft {
             listen: at.listen.clone(),
             admin: at.admin,
             ca_file: self.engine_ca_file.clone(),
-            ..Draft::default()
+            ..ConfigDraft::default()
         };
         self.models(&found, &mut draft)?;
         let like = alike(&found);
@@ -157,7 +157,11 @@ impl Discovery {
     }
 
     /// The models with the tokenizer, or a note that says how prompts are counted without one.
-    fn models(&self, found: &[Result<Identity, String>], draft: &mut Draft) -> Result<(), String> {
+    fn models(
+        &self,
+        found: &[Result<Identity, String>],
+        draft: &mut ConfigDraft,
+    ) -> Result<(), String> {
         let served = found.iter().flatten().flat_map(|identity| &identity.facts.models);
         let mut names: Vec<&str> = served.map(|model| model.id.as_str()).collect();
         names.sort_unstable();

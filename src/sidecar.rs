@@ -193,14 +193,15 @@ mod tests {
     use tidegate_settings::{Connector, EngineName};
 
     #[derive(Parser)]
-    struct TestCommand {
+    struct SidecarTestCommand {
         #[command(flatten)]
         args: Args,
     }
 
     fn settings(flags: &[&str]) -> Result<Settings, String> {
         let line = ["sidecar"].iter().chain(flags);
-        let args = TestCommand::try_parse_from(line).map_err(|error| error.to_string())?.args;
+        let args =
+            SidecarTestCommand::try_parse_from(line).map_err(|error| error.to_string())?.args;
         Settings::parse(&config(&args)?).map_err(|problems| format!("{problems:?}"))
     }
 

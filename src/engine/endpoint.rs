@@ -1,7 +1,7 @@
 //! Endpoints: the meaning of a path, and how its requests may be routed. [`crate::paths`] maps
 //! paths to endpoints.
 
-use crate::paths::{Lookup, lookup};
+use crate::paths::{PathLookup, lookup};
 
 /// Meaning of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,7 +50,7 @@ impl Endpoint {
     /// Returns the endpoint at `path` (without query string) for any method; `None`: unknown path.
     pub fn of(path: &str) -> Option<Endpoint> {
         ["POST", "GET"].into_iter().find_map(|method| match lookup(method, path) {
-            Lookup::Found(served) => Some(served.endpoint),
+            PathLookup::Found(served) => Some(served.endpoint),
             _ => None,
         })
     }

@@ -61,7 +61,7 @@ pub use form::{is_form, model_in_form};
 pub use handoff_redaction::{HandoffRedactor, redact_answer, redact_error};
 pub use kind::EngineKind;
 pub use openai::{ApiError, ModelCard, cards_of, list_of, models_of};
-pub use paths::{Kinds, Lookup, PathEntry};
+pub use paths::{Kinds, PathEntry, PathLookup};
 pub use sse::{Seen, SseReader};
 pub use usage::Usage;
 pub use usage_injection::{UsageFilter, UsageRequest};

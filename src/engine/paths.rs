@@ -19,7 +19,7 @@ pub struct PathEntry {
 
 /// Result of a lookup by method and path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lookup {
+pub enum PathLookup {
     /// A known path with this method.
     Found(PathEntry),
     /// A known path with other methods: a 405 with this `allow` header.
@@ -178,7 +178,7 @@ const ADMINISTRATION: &[&str] = &[
 ];
 
 /// Looks up `path` for `method`. A trailing slash makes no difference.
-pub fn lookup(method: &str, path: &str) -> Lookup {
+pub fn lookup(method: &str, path: &str) -> PathLookup {
     let path = without_slash(path);
     if let Some(id) = path.strip_prefix("/v1/models/").filter(|id| !id.is_empty()) {
         // Model names may contain slashes.
@@ -187,7 +187,7 @@ pub fn lookup(method: &str, path: &str) -> Lookup {
     }
     match ROWS.iter().find(|(pattern, ..)| matches(pattern, path)) {
         Some((_, methods, endpoint, kinds)) => among(method, methods, *endpoint, *kinds),
-        None => Lookup::Nothing,
+        None => PathLookup::Nothing,
     }
 }
 
@@ -237,10 +237,10 @@ fn is_id(segment: &str) -> bool {
     !segment.is_empty() && segment.bytes().all(plain) && segment.bytes().any(|byte| byte != b'.')
 }
 
-fn among(method: &str, methods: &'static str, endpoint: Endpoint, kinds: Kinds) -> Lookup {
+fn among(method: &str, methods: &'static str, endpoint: Endpoint, kinds: Kinds) -> PathLookup {
     match methods == method || methods.split(", ").any(|known| known == method) {
-        true => Lookup::Found(PathEntry { endpoint, kinds }),
-        false => Lookup::Methods(methods),
+        true => PathLookup::Found(PathEntry { endpoint, kinds }),
+        false => PathLookup::Methods(methods),
     }
 }
 
@@ -278,7 +278,7 @@ mod tests {
 
     fn endpoint(method: &str, path: &str) -> Option<Endpoint> {
         match lookup(method, path) {
-            Lookup::Found(served) => Some(served.endpoint),
+            PathLookup::Found(served) => Some(served.endpoint),
             _ => None,
         }
     }
@@ -295,7 +295,7 @@ mod tests {
                     "{method} {path}/"
                 );
             }
-            assert_eq!(lookup("PATCH", &path), Lookup::Methods(methods), "{path}");
+            assert_eq!(lookup("PATCH", &path), PathLookup::Methods(methods), "{path}");
             assert!(!is_administration(pattern), "{pattern}");
         }
     }
@@ -317,11 +317,11 @@ mod tests {
             "/v1/files/.",
         ] {
             let found = lookup("GET", path);
-            assert!(found == Lookup::Nothing || path == "/v1/models//", "{path}");
+            assert!(found == PathLookup::Nothing || path == "/v1/models//", "{path}");
         }
         for path in ADMINISTRATION {
             for method in ["GET", "POST"] {
-                assert_eq!(lookup(method, path), Lookup::Nothing, "{path}");
+                assert_eq!(lookup(method, path), PathLookup::Nothing, "{path}");
             }
         }
     }
@@ -331,14 +331,14 @@ mod tests {
         for path in ["/v1/models/m", "/v1/models/org/m", "/v1/models/org%2Fm/"] {
             assert_eq!(endpoint("GET", path), Some(Endpoint::Model), "{path}");
             assert_eq!(endpoint("HEAD", path), Some(Endpoint::Model), "{path}");
-            assert_eq!(lookup("DELETE", path), Lookup::Methods("GET, HEAD"));
+            assert_eq!(lookup("DELETE", path), PathLookup::Methods("GET, HEAD"));
         }
     }
 
     #[test]
     fn each_kind_has_its_own_paths() {
         let has = |method: &str, path: &str, kind| match lookup(method, path) {
-            Lookup::Found(served) => served.kinds.contains(kind),
+            PathLookup::Found(served) => served.kinds.contains(kind),
             _ => false,
         };
         use EngineKind::{Llamacpp, Ollama, Plain, Sglang, Tgi, Trtllm, Vllm};

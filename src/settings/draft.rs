@@ -7,7 +7,7 @@ use tidegate_types::Role;
 
 /// An inferred configuration.
 #[derive(Clone, Debug, Default)]
-pub struct Draft {
+pub struct ConfigDraft {
     /// Data addresses; empty: the default.
     pub listen: Vec<SocketAddr>,
     /// The admin address; absent: the default.
@@ -58,7 +58,7 @@ pub struct DraftBackend {
     pub comments: Vec<String>,
 }
 
-impl Draft {
+impl ConfigDraft {
     /// The file.
     pub fn to_toml(&self) -> String {
         let mut text = String::from(
@@ -162,7 +162,7 @@ mod tests {
             role: Some(Role::Decode),
             ..sglang.clone()
         };
-        let draft = Draft {
+        let draft = ConfigDraft {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
             admin: Some(SocketAddr::from(([127, 0, 0, 1], 9090))),
             models: vec![DraftModel {
@@ -171,7 +171,7 @@ mod tests {
             }],
             notes: vec!["No tokenizer for b.".to_owned()],
             backends: vec![backend, sglang, decode],
-            ..Draft::default()
+            ..ConfigDraft::default()
         };
         let text = draft.to_toml();
         let settings = Settings::parse(&text).unwrap_or_else(|e| panic!("{e:?}\n{text}"));

@@ -93,14 +93,14 @@ impl RemovedParts {
 }
 
 /// The problems found so far.
-struct Found {
+struct Findings {
     removed: RemovedParts,
     problems: Vec<(Vec<Part>, Problem)>,
 }
 
 /// Returns the problems of a configuration whose types fit the schema, with their paths.
 pub(crate) fn validate(settings: &Settings, removed: RemovedParts) -> Vec<(Vec<Part>, Problem)> {
-    let mut found = Found { removed, problems: Vec::new() };
+    let mut found = Findings { removed, problems: Vec::new() };
     server(settings, &mut found);
     admin(settings, &mut found);
     client_certificate(settings, &mut found);
@@ -126,18 +126,18 @@ pub(crate) fn validate_discovered(backend: &BackendSettings) -> Vec<Problem> {
     let upstream =
         UpstreamSettings { ca_file: Some(PathBuf::from("ca")), ..UpstreamSettings::default() };
     let settings = Settings { backends: vec![backend], upstream, ..Settings::default() };
-    let mut found = Found { removed: RemovedParts::default(), problems: Vec::new() };
+    let mut found = Findings { removed: RemovedParts::default(), problems: Vec::new() };
     fleet::backends(&settings, &mut found);
     found.problems.into_iter().map(|(_, problem)| problem).collect()
 }
 
-impl Found {
+impl Findings {
     /// Records `problem` at `path` unless `holds`.
     fn check(&mut self, holds: bool, path: &str, problem: &str, hint: &str) {
         self.check_with(holds, path, &[], problem, hint);
     }
 
-    /// Like [`Found::check`], for a check that also reads the keys `with`.
+    /// Like [`Findings::check`], for a check that also reads the keys `with`.
     fn check_with(&mut self, holds: bool, path: &str, with: &[&str], problem: &str, hint: &str) {
         let is_removed = |path: &&str| self.removed.affect(path);
         if !holds && !is_removed(&path) && !with.iter().any(is_removed) {
@@ -195,7 +195,7 @@ impl Found {
     }
 }
 
-fn server(settings: &Settings, found: &mut Found) {
+fn server(settings: &Settings, found: &mut Findings) {
     let server = &settings.server;
     found.check(!server.listen.is_empty(), "server.listen", "is empty", "[\"127.0.0.1:8080\"]");
     for (i, address) in server.listen.iter().enumerate() {
@@ -218,7 +218,7 @@ fn server(settings: &Settings, found: &mut Found) {
     tls("server.tls", server.tls.as_ref(), found);
 }
 
-fn tls(section: &str, tls: Option<&TlsSettings>, found: &mut Found) {
+fn tls(section: &str, tls: Option<&TlsSettings>, found: &mut Findings) {
     let Some(tls) = tls else { return };
     let path = |key: &str| format!("{section}.{key}");
     found.required(!tls.cert.as_os_str().is_empty(), &path("cert"), "a PEM file");
@@ -229,7 +229,7 @@ fn tls(section: &str, tls: Option<&TlsSettings>, found: &mut Found) {
     found.check_with(verified, &auth, &[&authorities], "needs client_ca_file", hint);
 }
 
-fn admin(settings: &Settings, found: &mut Found) {
+fn admin(settings: &Settings, found: &mut Findings) {
     let admin = &settings.admin;
     tls("admin.tls", admin.tls.as_ref(), found);
     if let Some(token) = &admin.token {
@@ -250,7 +250,7 @@ fn admin(settings: &Settings, found: &mut Found) {
 }
 
 /// Checks the client certificate that tidegate presents to engines.
-fn client_certificate(settings: &Settings, found: &mut Found) {
+fn client_certificate(settings: &Settings, found: &mut Findings) {
     let upstream = &settings.upstream;
     let (cert, key) = ("upstream.client_cert", "upstream.client_key");
     match (&upstream.client_cert, &upstream.client_key) {
@@ -289,7 +289,7 @@ fn collide(a: &SocketAddr, b: &SocketAddr) -> bool {
     a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || any)
 }
 
-fn spans(settings: &Settings, found: &mut Found) {
+fn spans(settings: &Settings, found: &mut Findings) {
     let Settings { server, slo, queue, planner, upstream, probe, .. } = settings;
     found.positive(server.keepalive, "server.keepalive_seconds");
     found.not_negative(server.keepalive_comment, "server.keepalive_comment_seconds");
@@ -336,7 +336,7 @@ fn spans(settings: &Settings, found: &mut Found) {
     found.positive(ejection.ejection_max, "outlier_ejection.ejection_max_seconds");
 }
 
-fn counts(settings: &Settings, found: &mut Found) {
+fn counts(settings: &Settings, found: &mut Findings) {
     let Settings { server, queue, placement, retry, upstream, probe, prefix, .. } = settings;
     found.count(server.threads as u64, (0, THREADS_MAX), "server.threads");
     found.count(server.connections_max as u64, (1, CONNECTIONS_MAX), "server.connections_max");
@@ -366,7 +366,7 @@ fn counts(settings: &Settings, found: &mut Found) {
     found.check(power, "prefix.lines", &problem, "a power of two from 64 to 67108864");
 }
 
-fn cors(settings: &Settings, found: &mut Found) {
+fn cors(settings: &Settings, found: &mut Findings) {
     let Some(cors) = &settings.server.cors else { return };
     let hint = "\"https://host\", or \"*\"";
     let named = !cors.allow_origins.is_empty();
@@ -408,7 +408,7 @@ fn is_origin(origin: &str) -> bool {
 }
 
 /// Checks the log level: tracing silently reads an unknown level as the name of a module.
-fn log(settings: &Settings, found: &mut Found) {
+fn log(settings: &Settings, found: &mut Findings) {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     for directive in settings.log.level.split(',') {
         let level = directive.rsplit('=').next().unwrap_or("").trim();
@@ -421,7 +421,7 @@ fn log(settings: &Settings, found: &mut Found) {
     }
 }
 
-fn keys(settings: &Settings, found: &mut Found) {
+fn keys(settings: &Settings, found: &mut Findings) {
     let (mut names, mut values) = (BTreeMap::new(), BTreeMap::new());
     for (i, key) in settings.auth.keys.iter().enumerate() {
         let path = |field: &str| format!("auth.keys[{i}].{field}");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::dispatch::answer::{OpenedAnswer, OpenedBody};
 use crate::dispatch::leg;
-use crate::dispatch::prefilling::PendingPrefill;
+use crate::dispatch::prefilling::PrefillInProgress;
 use crate::dispatch::reservation::{Predicted, Reservation};
 use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::RequestProgress;
@@ -54,12 +54,12 @@ pub(crate) async fn whole(
             leg::note_prefill(serving, &backend, predicted, sent, now, None);
         } else {
             let backend = Arc::clone(&backend);
-            progress.awaits_first_token(PendingPrefill { backend, predicted, sent });
+            progress.awaits_first_token(PrefillInProgress { backend, predicted, sent });
         }
     } else if head.status.is_success() {
         if let OpenedBody::Complete(_) = &body {
             // One duration for prefill and decode; the control loop separates them by the output tokens.
-            let all = PendingPrefill { backend: Arc::clone(&backend), predicted, sent };
+            let all = PrefillInProgress { backend: Arc::clone(&backend), predicted, sent };
             progress.answered_whole(all.sample(serving.job.prompt, now, None));
         }
         serving.proxy.note_prefix(backend.id, serving.accepted);

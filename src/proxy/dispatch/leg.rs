@@ -14,7 +14,7 @@ use tidegate_types::{Moment, Seconds, Tokens};
 use crate::backends::fleet::{Backend, KnownPrefixes};
 use crate::dispatch::answer::{self, OpenedAnswer, OpenedBody};
 use crate::dispatch::headers::AttemptIds;
-use crate::dispatch::prefilling::PendingPrefill;
+use crate::dispatch::prefilling::PrefillInProgress;
 use crate::dispatch::reservation::{Predicted, Reservation};
 use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::RequestProgress;
@@ -115,7 +115,7 @@ pub(crate) fn note_prefill(
     now: Moment,
     reported_hit: Option<Tokens>,
 ) {
-    let prefilling = PendingPrefill { backend: Arc::clone(backend), predicted, sent };
+    let prefilling = PrefillInProgress { backend: Arc::clone(backend), predicted, sent };
     prefilling.ended(serving.proxy, serving.accepted, serving.job.prompt, now, reported_hit);
 }
 

@@ -10,7 +10,7 @@ use crate::dispatch::context::Proxy;
 use crate::dispatch::reservation::Predicted;
 
 /// A prefill whose first token has not arrived yet.
-pub struct PendingPrefill {
+pub struct PrefillInProgress {
     pub backend: Arc<Backend>,
     /// Placement's prediction.
     pub predicted: Predicted,
@@ -18,7 +18,7 @@ pub struct PendingPrefill {
     pub sent: Moment,
 }
 
-impl PendingPrefill {
+impl PrefillInProgress {
     /// Reports the sample to the control loop and adds the prompt to the prefix index. `reported_hit`:
     /// cached tokens that the engine reported.
     pub fn ended(

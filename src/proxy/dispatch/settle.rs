@@ -15,7 +15,7 @@ use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::backends::fleet::{Backend, InflightRequest};
 use crate::dispatch::context::Proxy;
-use crate::dispatch::prefilling::PendingPrefill;
+use crate::dispatch::prefilling::PrefillInProgress;
 use crate::dispatch::reservation::Predicted;
 use crate::dispatch::settings_in_force::SettingsInForce;
 use crate::signals::FinishedLegs;
@@ -121,7 +121,7 @@ impl RequestRecord {
     }
 
     /// Takes the prefill of a colocated leg whose stream began before its first token.
-    pub fn take_prefilling(&mut self) -> Option<PendingPrefill> {
+    pub fn take_prefilling(&mut self) -> Option<PrefillInProgress> {
         self.notes.prefilling.take()
     }
 

@@ -7,7 +7,7 @@ mod watched;
 
 pub use pair::{Pair, read_authorities, read_pair};
 pub use server::{ServerTls, subject_of};
-pub use watched::{Refresh, Watched};
+pub use watched::{Refresh, Reloadable};
 
 use std::path::PathBuf;
 use thiserror::Error;

@@ -14,11 +14,11 @@ use tokio_rustls::server::TlsStream;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use super::{Pair, TlsError, Watched, read_authorities, read_pair};
+use super::{Pair, Reloadable, TlsError, read_authorities, read_pair};
 
 /// The TLS configuration in force. Open connections keep the one they started with.
 #[derive(Clone)]
-pub struct ServerTls(Arc<Watched<ServerConfig>>);
+pub struct ServerTls(Arc<Reloadable<ServerConfig>>);
 
 impl ServerTls {
     /// Loads and verifies the files named in `tls`. `alpn`: the protocols offered.
@@ -34,11 +34,11 @@ impl ServerTls {
         files.extend(tls.client_ca_file.clone());
         let tls = tls.clone();
         let load = move || config(&tls, alpn);
-        Ok(ServerTls(Arc::new(Watched::load(section.to_owned(), files, Box::new(load))?)))
+        Ok(ServerTls(Arc::new(Reloadable::load(section.to_owned(), files, Box::new(load))?)))
     }
 
     /// Returns the reloadable configuration.
-    pub fn watched(&self) -> Arc<Watched<ServerConfig>> {
+    pub fn watched(&self) -> Arc<Reloadable<ServerConfig>> {
         Arc::clone(&self.0)
     }
 

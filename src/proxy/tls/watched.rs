@@ -11,7 +11,7 @@ use crate::runtime::file_stamp::{Stamp, stamp};
 type Load<T> = Box<dyn Fn() -> Result<T, TlsError> + Send + Sync>;
 
 /// The value in force and its loader.
-pub struct Watched<T> {
+pub struct Reloadable<T> {
     /// The section of the settings that names the files.
     section: String,
     files: Vec<PathBuf>,
@@ -33,7 +33,7 @@ pub trait Refresh: Send + Sync {
     fn section(&self) -> &str;
 }
 
-impl<T> Watched<T> {
+impl<T> Reloadable<T> {
     /// Loads the first value.
     ///
     /// # Errors
@@ -42,7 +42,7 @@ impl<T> Watched<T> {
         // Stamped before the files are read, so that a change during the read is found by the next check.
         let seen = Mutex::new(files.iter().map(|file| stamp(file)).collect());
         let current = ArcSwap::from_pointee(load()?);
-        Ok(Watched { section, files, seen, load, current })
+        Ok(Reloadable { section, files, seen, load, current })
     }
 
     /// The value in force.
@@ -51,7 +51,7 @@ impl<T> Watched<T> {
     }
 }
 
-impl<T: Send + Sync> Refresh for Watched<T> {
+impl<T: Send + Sync> Refresh for Reloadable<T> {
     fn refresh(&self, always: bool) -> Result<bool, TlsError> {
         let now: Vec<Stamp> = self.files.iter().map(|file| stamp(file)).collect();
         {

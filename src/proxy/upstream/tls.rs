@@ -10,12 +10,12 @@ use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use crate::tls::{Pair, TlsError, Watched, read_authorities, read_pair};
+use crate::tls::{Pair, Reloadable, TlsError, read_authorities, read_pair};
 
 /// Opens TLS to a backend and verifies its certificate against the operator's authorities.
 #[derive(Clone)]
 pub struct EngineTls {
-    config: Arc<Watched<ClientConfig>>,
+    config: Arc<Reloadable<ClientConfig>>,
     /// Expected name in the certificate, if it differs from the URL's host.
     name: Option<String>,
 }
@@ -43,7 +43,7 @@ impl EngineTls {
     fn of(section: &str, files: [Option<PathBuf>; 3]) -> Result<EngineTls, TlsError> {
         let all = files.iter().flatten().cloned().collect();
         let load = Box::new(move || client_config(&files));
-        let config = Arc::new(Watched::load(section.to_owned(), all, load)?);
+        let config = Arc::new(Reloadable::load(section.to_owned(), all, load)?);
         Ok(EngineTls { config, name: None })
     }
 
@@ -54,7 +54,7 @@ impl EngineTls {
     }
 
     /// The configuration that is reloaded when its files change.
-    pub fn watched(&self) -> Arc<Watched<ClientConfig>> {
+    pub fn watched(&self) -> Arc<Reloadable<ClientConfig>> {
         Arc::clone(&self.config)
     }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use tidegate_engine::paths::is_administration;
 use tidegate_types::{Role, Seconds};
 
-use super::Found;
+use super::Findings;
 use crate::profiles;
 use crate::schema::{BackendSettings, Connector, EngineName, KvRole, ScheduleStyle, Settings};
 
@@ -21,7 +21,7 @@ const MODEL_LEN_MAX: u64 = 1 << 30;
 /// Above the duration of any step, in seconds.
 const COST_MAX: f64 = 60.0;
 
-pub(super) fn models(settings: &Settings, found: &mut Found) {
+pub(super) fn models(settings: &Settings, found: &mut Findings) {
     let mut names = BTreeMap::new();
     for (i, model) in settings.models.iter().enumerate() {
         let path = |field: &str| format!("models[{i}].{field}");
@@ -43,7 +43,7 @@ pub(super) fn models(settings: &Settings, found: &mut Found) {
     }
 }
 
-pub(super) fn backends(settings: &Settings, found: &mut Found) {
+pub(super) fn backends(settings: &Settings, found: &mut Findings) {
     let hint = "[[backends]] with a name and a url";
     found.required(!settings.backends.is_empty(), "backends", hint);
     let few = settings.backends.len() <= BACKENDS_MAX;
@@ -92,7 +92,7 @@ fn address(
     path: &dyn Fn(&str) -> String,
     settings: &Settings,
     engines: &mut Engines,
-    found: &mut Found,
+    found: &mut Findings,
 ) {
     let path = path("url");
     // A source knows the addresses; a URL gives scheme and path.
@@ -127,7 +127,7 @@ fn address(
 }
 
 /// Checks an API key: given once, and valid in a header.
-fn api_key(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
+fn api_key(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Findings) {
     let both = backend.api_key.is_some() && backend.api_key_file.is_some();
     found.check(!both, &path("api_key_file"), "is given beside api_key", "one of both");
     if let Some(key) = &backend.api_key {
@@ -203,7 +203,7 @@ fn engine_of(connector: Connector) -> Option<EngineName> {
 }
 
 /// Checks that engine, connector and `kv_role` are compatible.
-fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
+fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Findings) {
     let (engine, connector) = (path("engine"), path("connector"));
     let of = engine_of(backend.connector);
     let (problem, hint) = match of {
@@ -246,7 +246,7 @@ fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mu
 }
 
 /// Checks the keys of TensorRT-LLM.
-fn transceivers(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
+fn transceivers(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Findings) {
     let connector = path("connector");
     let (key, file) = (&backend.disagg_key, &backend.disagg_key_file);
     for (name, is_set) in [
@@ -270,7 +270,7 @@ fn transceivers(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found:
     found.check(!nowhere, &path("disagg_key_file"), "is empty", "a path");
 }
 
-fn roles(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
+fn roles(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Findings) {
     let keys = [path("engine"), path("connector"), path("kv_role")];
     let keys = keys.each_ref().map(String::as_str);
     let allowed = backend.allowed_roles();
@@ -284,7 +284,7 @@ fn roles(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut F
     found.check_with(kept, &path("pin"), &[&path("role")], "has no role to keep", "add role");
 }
 
-fn costs(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
+fn costs(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Findings) {
     let (prefill, decode) = (backend.prefill_prior, backend.decode_prior);
     let each: [(&str, Seconds); 6] = [
         ("prefill_prior.base_seconds", prefill.base),
@@ -302,7 +302,7 @@ fn costs(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut F
 }
 
 /// Checks each group: the same engine, connector and version, and at least one decode backend.
-pub(super) fn groups(settings: &Settings, found: &mut Found) {
+pub(super) fn groups(settings: &Settings, found: &mut Findings) {
     let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (i, group) in settings.groups().into_iter().enumerate() {
         groups.entry(group).or_default().push(i);
@@ -313,7 +313,7 @@ pub(super) fn groups(settings: &Settings, found: &mut Found) {
     }
 }
 
-fn alike(settings: &Settings, members: &[usize], found: &mut Found) {
+fn alike(settings: &Settings, members: &[usize], found: &mut Findings) {
     let Some((&first, others)) = members.split_first() else { return };
     let a = &settings.backends[first];
     for &other in others {
@@ -344,7 +344,7 @@ fn alike(settings: &Settings, members: &[usize], found: &mut Found) {
     }
 }
 
-fn complete(settings: &Settings, members: &[usize], found: &mut Found) {
+fn complete(settings: &Settings, members: &[usize], found: &mut Findings) {
     // One whose role or protocol is in doubt may be the one that decodes.
     let doubted = |i: &usize| {
         let keys = ["engine", "connector", "kv_role", "role", "pin", "group", "version", "models"];

@@ -1,12 +1,12 @@
 //! Checks of `[gateways]`.
 
-use super::Found;
+use super::Findings;
 use crate::schema::{ClientAuth, GatewaySettings, LeaseSettings, Settings};
 
 /// Most gateways in `peers`: each asks all others twice a second.
 const PEERS_MAX: usize = 32;
 
-pub(super) fn gateways(settings: &Settings, found: &mut Found) {
+pub(super) fn gateways(settings: &Settings, found: &mut Findings) {
     let gateways = &settings.gateways;
     exchange(gateways, found);
     super::tls("gateways.tls", gateways.tls.as_ref(), found);
@@ -16,7 +16,7 @@ pub(super) fn gateways(settings: &Settings, found: &mut Found) {
 }
 
 /// Checks the exchange of loads.
-fn exchange(gateways: &GatewaySettings, found: &mut Found) {
+fn exchange(gateways: &GatewaySettings, found: &mut Findings) {
     let (listen, peers, kubernetes) = ("gateways.listen", "gateways.peers", "gateways.kubernetes");
     let named = !gateways.peers.is_empty();
     let lease = gateways.kubernetes.is_some();
@@ -51,7 +51,7 @@ fn exchange(gateways: &GatewaySettings, found: &mut Found) {
     found.check_with(trusted, listen, &with, "is open to any client", hint);
 }
 
-fn lease(lease: &LeaseSettings, found: &mut Found) {
+fn lease(lease: &LeaseSettings, found: &mut Findings) {
     let at = |key: &str| format!("gateways.kubernetes.{key}");
     if found.required(!lease.name.is_empty(), &at("lease"), "the name of a Lease, \"tidegate\"") {
         let is_name = super::kubernetes::is_name(&lease.name);

@@ -1,12 +1,12 @@
 //! Checks of `[kubernetes]`.
 
-use super::Found;
+use super::Findings;
 use crate::schema::{BackendSettings, Settings};
 
 /// As many ports as an InferencePool may have.
 const PORTS_MAX: usize = 8;
 
-pub(super) fn kubernetes(settings: &Settings, found: &mut Found) {
+pub(super) fn kubernetes(settings: &Settings, found: &mut Findings) {
     let api = &settings.kubernetes;
     if let Some(url) = &api.api_server {
         let known = url.starts_with("https://") || url.starts_with("http://");
@@ -36,7 +36,7 @@ pub(super) fn kubernetes(settings: &Settings, found: &mut Found) {
 pub(super) fn of_backend(
     backend: &BackendSettings,
     path: &dyn Fn(&str) -> String,
-    found: &mut Found,
+    found: &mut Findings,
 ) {
     let Some(pods) = &backend.kubernetes else { return };
     let at = |key: &str| path(&format!("kubernetes.{key}"));
@@ -59,7 +59,7 @@ pub(super) fn of_backend(
     }
 }
 
-fn name(name: Option<&str>, path: &str, found: &mut Found) {
+fn name(name: Option<&str>, path: &str, found: &mut Findings) {
     found.check(name.is_none_or(is_name), path, "is no name of Kubernetes", "a-z, 0-9, - and .");
 }
 

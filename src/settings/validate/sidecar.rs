@@ -1,6 +1,6 @@
 //! Checks of `[sidecar]`.
 
-use super::Found;
+use super::Findings;
 use crate::schema::Settings;
 
 /// Bound of further attempts.
@@ -8,7 +8,7 @@ const RETRIES_MAX: u64 = 16;
 /// Longest delay before a further attempt, in seconds.
 const BACKOFF_MAX: f64 = 60.0;
 
-pub(super) fn sidecar(settings: &Settings, found: &mut Found) {
+pub(super) fn sidecar(settings: &Settings, found: &mut Findings) {
     let Some(sidecar) = &settings.sidecar else { return };
     for (i, peer) in sidecar.trusted_peers.iter().enumerate() {
         let path = format!("sidecar.trusted_peers[{i}]");

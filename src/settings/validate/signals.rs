@@ -1,13 +1,13 @@
 //! Checks of `[signals]` and of where backends publish their events.
 
-use super::{Found, INTERVAL};
+use super::{Findings, INTERVAL};
 use crate::schema::{BackendSettings, Settings};
 
 /// Above the GPUs of any machine.
 const GPUS_MAX: u64 = 63;
 const ENDPOINT: &str = "tcp://host:port or ipc:///path";
 
-pub(super) fn signals(settings: &Settings, found: &mut Found) {
+pub(super) fn signals(settings: &Settings, found: &mut Findings) {
     let spans = [
         ("signals.scrape_seconds", settings.signals.scrape),
         ("signals.gpu_seconds", settings.signals.gpu),
@@ -22,7 +22,7 @@ pub(super) fn signals(settings: &Settings, found: &mut Found) {
 pub(super) fn of_backend(
     backend: &BackendSettings,
     path: &dyn Fn(&str) -> String,
-    found: &mut Found,
+    found: &mut Findings,
 ) {
     let (events, replay) = (path("kv_events"), path("kv_replay"));
     for (key, endpoint) in [(&events, &backend.kv_events), (&replay, &backend.kv_replay)] {

@@ -1,13 +1,13 @@
 //! Checks of entries of `[[backends]]` that stand for discovered backends.
 
-use super::Found;
+use super::Findings;
 use crate::schema::BackendSettings;
 
 /// Checks the DNS name or the directory of an entry, and that it has one source.
 pub(super) fn of_backend(
     backend: &BackendSettings,
     path: &dyn Fn(&str) -> String,
-    found: &mut Found,
+    found: &mut Findings,
 ) {
     let BackendSettings { kubernetes, dns, directory, .. } = backend;
     let several = usize::from(kubernetes.is_some())

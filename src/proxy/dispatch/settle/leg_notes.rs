@@ -9,7 +9,7 @@ use tidegate_scheduler::placement::Considered;
 use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::backends::fleet::{Backend, InflightRequest};
-use crate::dispatch::prefilling::PendingPrefill;
+use crate::dispatch::prefilling::PrefillInProgress;
 use crate::dispatch::reservation::Predicted;
 
 /// Notes of a request's legs. Fields are assigned in this module only.
@@ -29,7 +29,7 @@ pub struct LegNotes {
     /// Sample of a colocated answer that was not streamed: prefill and decode together.
     pub(super) whole: Option<PrefillSample>,
     /// The prefill of a colocated leg whose stream began before its first token.
-    pub(super) prefilling: Option<PendingPrefill>,
+    pub(super) prefilling: Option<PrefillInProgress>,
     /// Candidates of the last placement.
     pub(super) considered: Option<Box<[Considered]>>,
     /// Whether prefill and decode ran on two engines.
@@ -122,7 +122,7 @@ impl<'a> RequestProgress<'a> {
     }
 
     /// The stream of a colocated leg has begun before its first token.
-    pub(crate) fn awaits_first_token(&mut self, prefilling: PendingPrefill) {
+    pub(crate) fn awaits_first_token(&mut self, prefilling: PrefillInProgress) {
         self.notes.prefilling = Some(prefilling);
     }
 
