@@ -1,6 +1,7 @@
-//! Trial hand-offs (`probe.trial_handoffs`): when a backend has started, joined or come back, one short prompt
-//! from a few peers of its group to it, and from it to them. One trial runs at a time, beside the
-//! requests. A pair whose trial fails twice gets no hand-off of a request until a later trial succeeds.
+//! Trial hand-offs (`probe.trial_handoffs`): when a backend has started, joined or returned, one
+//! short prompt is handed off from a few peers of its group to it, and from it to them. Trials run
+//! one at a time, beside the requests. A pair whose trial fails twice receives no hand-offs until a
+//! later trial succeeds.
 
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -16,15 +17,15 @@ use crate::dispatch::context::Proxy;
 use crate::upstream::failure::LegProblem;
 use crate::upstream::{Outgoing, read_all};
 
-/// Interval at which backends are looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Interval of the checks for started backends.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Peers of a backend that are tried in each direction.
 const PEERS_MAX: usize = 3;
 /// Time-out of one leg.
 const LEG_MAX: Duration = Duration::from_secs(10);
-/// Words of the prompt: two KV blocks of vLLM with the number before them.
+/// Words of the prompt: with the number before them, two KV blocks of vLLM.
 const WORDS: usize = 20;
-/// A failed pair is tried again after this time, and one whose engines were busy or unreachable.
+/// Delay before a failed pair is tried again, and before a pair with a busy or unreachable engine.
 const AGAIN_AFTER: (Seconds, Seconds) = (Seconds(300.0), Seconds(15.0));
 /// Largest answer of a leg, in bytes.
 const ANSWER_MAX: usize = 1 << 20;
@@ -38,33 +39,34 @@ enum TrialResult {
     Unknown,
 }
 
-/// Two backends, the one that prefills first.
+/// A prefill backend and a decode backend.
 type Pair = (BackendId, BackendId);
 
-/// The trials of one proxy.
+/// The trials of one proxy and their results.
 pub struct Trials {
     proxy: Arc<Proxy>,
-    /// By slot: the backend that was seen there, whether it was well, and how often one began to be.
-    seen: Vec<Seen>,
-    results: BTreeMap<Pair, Tried>,
+    /// By slot: the backend last observed there, whether it was healthy, and how often it became
+    /// healthy.
+    seen: Vec<ObservedBackend>,
+    results: BTreeMap<Pair, TrialRecord>,
 }
 
 #[derive(Default)]
-struct Seen {
+struct ObservedBackend {
     backend: Option<Arc<Backend>>,
-    well: bool,
+    healthy: bool,
     starts: u64,
 }
 
-struct Tried {
+struct TrialRecord {
     at: Moment,
-    /// Starts of both backends at that time.
+    /// Numbers of starts of both backends at that time.
     starts: (u64, u64),
     result: TrialResult,
 }
 
 impl Trials {
-    /// Nothing is tried yet.
+    /// Creates the state before the first trial.
     pub fn new(proxy: Arc<Proxy>) -> Trials {
         Trials { proxy, seen: Vec::new(), results: BTreeMap::new() }
     }
@@ -72,27 +74,27 @@ impl Trials {
     /// Tries pairs until the process ends.
     pub async fn run(mut self) {
         while !self.proxy.is_draining() {
-            self.look();
+            self.record_starts();
             let table = Arc::clone(&self.proxy.fleet.table());
             match self.next(&table) {
                 Some((pair, model)) => self.try_pair(pair, &model).await,
-                None => sleep(LOOK_EVERY).await,
+                None => sleep(CHECK_INTERVAL).await,
             }
         }
     }
 
-    /// Notes backends that have started, and drops the results of their earlier lives.
-    fn look(&mut self) {
+    /// Records started backends, and drops results from before their start.
+    fn record_starts(&mut self) {
         let backends = self.proxy.fleet.backends();
-        self.seen.resize_with(backends.len(), Seen::default);
+        self.seen.resize_with(backends.len(), ObservedBackend::default);
         for (seen, backend) in self.seen.iter_mut().zip(backends.iter()) {
-            let well = backend.health.is_healthy() && !backend.is_leaving();
+            let healthy = backend.health.is_healthy() && !backend.is_leaving();
             let is_new = !seen.backend.as_ref().is_some_and(|known| Arc::ptr_eq(known, backend));
-            if well && (is_new || !seen.well) {
+            if healthy && (is_new || !seen.healthy) {
                 seen.starts += 1;
             }
-            seen.well = well;
-            // A backend that has left is released, so that its slot becomes free.
+            seen.healthy = healthy;
+            // The reference to a backend that has left is dropped, so that its slot becomes free.
             seen.backend = (!backend.has_left()).then(|| Arc::clone(backend));
         }
         let seen = &self.seen;
@@ -104,11 +106,15 @@ impl Trials {
         }
     }
 
-    /// The next pair to try, with a model that both serve.
+    /// Returns the next pair to try, with a model that both serve.
     fn next(&self, table: &RoutingTable) -> Option<(Pair, Arc<str>)> {
         let now = self.proxy.clock.now();
-        let well: Vec<&Arc<Backend>> =
-            self.seen.iter().filter(|seen| seen.well).filter_map(|s| s.backend.as_ref()).collect();
+        let well: Vec<&Arc<Backend>> = self
+            .seen
+            .iter()
+            .filter(|seen| seen.healthy)
+            .filter_map(|s| s.backend.as_ref())
+            .collect();
         let tried =
             |of: &dyn Fn(&Pair) -> bool| self.results.keys().filter(|pair| of(pair)).count();
         for from in &well {
@@ -155,11 +161,11 @@ impl Trials {
         });
         let starts = |id: BackendId| self.seen[id.index()].starts;
         let (at, starts) = (self.proxy.clock.now(), (starts(from), starts(to)));
-        self.results.insert((from, to), Tried { at, starts, result });
+        self.results.insert((from, to), TrialRecord { at, starts, result });
         self.publish();
     }
 
-    /// Gives every backend the results that concern it.
+    /// Publishes to every backend the results of its pairs.
     fn publish(&self) {
         for backend in self.seen.iter().filter_map(|seen| seen.backend.as_ref()) {
             let id = backend.id;
@@ -186,18 +192,19 @@ fn again_after(result: &TrialResult) -> Seconds {
     }
 }
 
-/// Whether requests may be split over these two, by their groups, families and launch flags.
+/// Returns whether requests may be disaggregated over this pair, by groups, families and launch
+/// flags.
 fn may_hand_over(table: &RoutingTable, from: &Backend, to: &Backend) -> bool {
     let roles = (table.entry(from.id).role, table.entry(to.id).role);
     from.family.can_split()
         && table.entry(from.id).group == table.entry(to.id).group
         && from.allowed.contains(Role::Prefill)
         && to.may_decode()
-        // Engines that run halves of requests only do what their role is now.
+        // An engine in a PD mode runs only legs of its current role.
         && (from.family.serves_colocated() || roles == (Role::Prefill, Role::Decode))
 }
 
-/// A model that both backends serve.
+/// Returns a model that both backends serve.
 fn model(table: &RoutingTable, (from, to): Pair) -> Option<Arc<str>> {
     let of_both = table.pools.iter().find(|pool| {
         pool.id != EVERYONE && pool.backends.contains(&from) && pool.backends.contains(&to)
