@@ -1,5 +1,5 @@
-//! Generator of agent sessions. Every turn sends the whole conversation so far, so prompts grow and
-//! share a prefix with the previous turn.
+//! Generator of agent sessions. Every turn sends the whole conversation: prompts grow, and each shares
+//! a prefix with the previous turn.
 
 use tidegate_types::{Seconds, Tokens};
 
@@ -17,13 +17,14 @@ const LENGTH: (f64, f64) = (20_000.0, 120_000.0);
 const OUTPUT: (f64, f64) = (4.6, 0.6);
 /// Seconds between an answer and the next turn.
 const THINK: (f64, f64) = (2.0, 20.0);
-/// Seconds that a turn is assumed to take: arrivals are fixed in advance (open loop).
+/// Assumed duration of a turn in seconds: a constant and a part per output token. Arrivals are fixed in
+/// advance (open loop).
 const SERVICE: (f64, f64) = (1.0, 0.025);
 
 impl Trace {
-    /// Agent sessions that begin as a Poisson process of `sessions` a second, over `length`. Later
-    /// turns arrive at fixed times: a slow policy does not slow its clients. The same seed gives the
-    /// same trace.
+    /// Generates agent sessions that begin as a Poisson process of `sessions` per second, over
+    /// `length`. Arrival times are independent of the policy (open loop). Equal seeds give equal
+    /// traces.
     pub fn agents(seed: u64, length: Seconds, sessions: f64) -> Trace {
         let mut random = SplitMix(seed);
         let (mut start, mut traces, mut number) = (0.0, Vec::new(), 0);

@@ -63,8 +63,8 @@ impl FromStr for Disturbance {
     fn from_str(text: &str) -> Result<Disturbance, DisturbanceError> {
         let wrong = || DisturbanceError(text.to_owned());
         let mut all = Disturbance::default();
-        for word in text.split('+') {
-            let (name, value) = word.split_once(':').unwrap_or((word, ""));
+        for part in text.split('+') {
+            let (name, value) = part.split_once(':').unwrap_or((part, ""));
             let number = || value.parse().ok().filter(|v: &f64| (0.0..=10.0).contains(v));
             let factor = || number().filter(|factor| *factor > 0.0).ok_or_else(wrong);
             match name {
@@ -89,7 +89,7 @@ impl FromStr for Disturbance {
 impl fmt::Display for Disturbance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let none = Disturbance::default();
-        let words = [
+        let parts = [
             (self.noise != none.noise).then(|| format!("noise:{}", self.noise)),
             self.stalls.then(|| "stalls".to_owned()),
             (self.slow != none.slow).then(|| format!("slow:{}", self.slow)),
@@ -98,9 +98,9 @@ impl fmt::Display for Disturbance {
             self.preemption.then(|| "preemption".to_owned()),
             (self.bursts != none.bursts).then(|| format!("bursts:{}", self.bursts)),
         ];
-        let words: Vec<String> = words.into_iter().flatten().collect();
-        f.write_str(if words.is_empty() { "none" } else { "" })?;
-        f.write_str(&words.join("+"))
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        f.write_str(if parts.is_empty() { "none" } else { "" })?;
+        f.write_str(&parts.join("+"))
     }
 }
 
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_disturbance_is_parsed_from_what_it_displays() {
-        for word in [
+        for part in [
             "none",
             "noise:0.05",
             "stalls",
@@ -179,11 +179,11 @@ mod tests {
             "prior:0.5+shared-link",
             "preemption+bursts:2",
         ] {
-            assert_eq!(word.parse::<Disturbance>().unwrap().to_string(), word);
+            assert_eq!(part.parse::<Disturbance>().unwrap().to_string(), part);
         }
-        for word in ["", "slow", "slow:0", "noise:x", "noise:-1", "stall", "bursts:0.5", "bursts:9"]
+        for part in ["", "slow", "slow:0", "noise:x", "noise:-1", "stall", "bursts:0.5", "bursts:9"]
         {
-            assert!(word.parse::<Disturbance>().is_err(), "{word}");
+            assert!(part.parse::<Disturbance>().is_err(), "{part}");
         }
     }
 
@@ -194,15 +194,15 @@ mod tests {
         assert!(all.noise != none.noise && all.stalls && all.slow != none.slow);
         assert!(all.prior != none.prior && all.shared_link);
         assert!(all.preemption && all.bursts != none.bursts);
-        for word in Disturbance::SINGLE {
-            assert_eq!(word.parse::<Disturbance>().unwrap().to_string(), *word);
+        for part in Disturbance::SINGLE {
+            assert_eq!(part.parse::<Disturbance>().unwrap().to_string(), *part);
         }
     }
 
     #[test]
     fn noise_keeps_the_mean_and_stalls_add_about_six_parts_in_a_thousand() {
-        let mean = |word: &str| {
-            let disturbance = word.parse().unwrap();
+        let mean = |part: &str| {
+            let disturbance = part.parse().unwrap();
             let mut jitter = Jitter::new(3);
             let steps = 200_000;
             let sum: f64 = (0..steps).map(|_| jitter.step(&disturbance, Seconds(0.02)).get()).sum();

@@ -1,6 +1,6 @@
-//! A comparison, or a live run, as one self-contained page: attainment against rate, distributions,
-//! one run over time, and all figures. The page is drawn by the charts of the dashboard and refers
-//! to no external resource, because it is sent by mail.
+//! A comparison or a live run as one self-contained page: attainment against rate, distributions, one
+//! run over time, and all figures. The charts of the dashboard draw it. It refers to no external
+//! resource, so that it can be opened offline.
 
 use tidegate_types::{Seconds, Slo};
 
@@ -235,7 +235,8 @@ fn latencies(slo: &Slo, trace: &Trace, outcomes: &[Outcome], marks: &[f64]) -> V
     ]
 }
 
-/// Every run. `at`: the trace at a rate, from which durations at other rates follow.
+/// Returns the table of all runs. `at`: the trace at a rate, from which durations at other rates
+/// follow.
 fn figures(runs: &[Run], engines: usize, at: Option<(&Trace, f64)>) -> Section {
     let cost = |report: &Report| {
         let (trace, rate) = at?;

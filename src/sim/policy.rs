@@ -76,8 +76,8 @@ pub struct PolicyError(pub String);
 impl FromStr for Policy {
     type Err = PolicyError;
 
-    fn from_str(word: &str) -> Result<Policy, PolicyError> {
-        match word {
+    fn from_str(name: &str) -> Result<Policy, PolicyError> {
+        match name {
             "tidegate" => Ok(Policy::Tidegate),
             "aggregated" => Ok(Policy::Aggregated),
             "static:best" => Ok(Policy::BestStatic),
@@ -89,15 +89,15 @@ impl FromStr for Policy {
             "llumnix:migrate" => Ok(Policy::Llumnix { migrates: true }),
             "xllm" => Ok(Policy::Xllm),
             "tokenscale" => Ok(Policy::TokenScale),
-            _ if word.starts_with("interval:") => {
-                interval(&word["interval:".len()..]).ok_or_else(|| PolicyError(word.to_owned()))
+            _ if name.starts_with("interval:") => {
+                interval(&name["interval:".len()..]).ok_or_else(|| PolicyError(name.to_owned()))
             }
             _ => {
-                let count = |name| word.strip_prefix(name).and_then(|count| count.parse().ok());
+                let count = |prefix| name.strip_prefix(prefix).and_then(|count| count.parse().ok());
                 count("static:")
                     .map(Policy::Static)
                     .or_else(|| count("conditional:").map(Policy::Conditional))
-                    .ok_or_else(|| PolicyError(word.to_owned()))
+                    .ok_or_else(|| PolicyError(name.to_owned()))
             }
         }
     }
@@ -128,12 +128,12 @@ impl fmt::Display for Policy {
 }
 
 /// Parses `SECONDS[:RESTART]`, each at most one day.
-fn interval(word: &str) -> Option<Policy> {
-    let millis = |word: &str| {
-        let seconds = word.parse::<f64>().ok().filter(|s| (0.0..=86_400.0).contains(s))?;
+fn interval(name: &str) -> Option<Policy> {
+    let millis = |name: &str| {
+        let seconds = name.parse::<f64>().ok().filter(|s| (0.0..=86_400.0).contains(s))?;
         Some((seconds * 1e3).round() as u64)
     };
-    let (every, restart) = word.split_once(':').unwrap_or((word, "0"));
+    let (every, restart) = name.split_once(':').unwrap_or((name, "0"));
     let (every, restart) = (millis(every)?, millis(restart)?);
     (every > 0).then_some(Policy::Interval { every, restart })
 }
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_policy_is_parsed_from_what_it_displays() {
-        for word in [
+        for name in [
             "tidegate",
             "aggregated",
             "static:3",
@@ -165,9 +165,9 @@ mod tests {
             "interval:5",
             "interval:0.5:30",
         ] {
-            assert_eq!(word.parse::<Policy>().unwrap().to_string(), word);
+            assert_eq!(name.parse::<Policy>().unwrap().to_string(), name);
         }
-        for word in [
+        for name in [
             "static",
             "static:",
             "static:-1",
@@ -177,7 +177,7 @@ mod tests {
             "interval:",
             "interval:5:x",
         ] {
-            assert!(word.parse::<Policy>().is_err(), "{word}");
+            assert!(name.parse::<Policy>().is_err(), "{name}");
         }
     }
 }

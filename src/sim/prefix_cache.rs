@@ -12,7 +12,7 @@ pub(crate) struct PrefixCache {
     blocks: BTreeMap<u64, Block>,
     /// Unpinned blocks ordered by last use: the eviction order.
     idle: BTreeSet<(u64, u64)>,
-    /// Logical clock of `last_use`; incremented by each release.
+    /// Logical clock of `last_use`, incremented when a block is unpinned.
     uses: u64,
     /// Changes since [`take_changes`](PrefixCache::take_changes), if they are reported.
     changes: Option<Vec<CacheChange>>,

@@ -11,8 +11,7 @@ use crate::trace::Trace;
 const BINS: usize = 180;
 /// Number of steps of a distribution.
 const QUANTILES: usize = 200;
-/// Values beyond this multiple of their target are left out of a chart, so that the rest stays
-/// readable.
+/// Largest value in a chart, as a multiple of the target: outliers would compress the rest.
 pub(crate) const OFF_SCALE: f64 = 4.0;
 
 #[derive(Debug, Default, Serialize)]

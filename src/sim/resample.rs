@@ -1,5 +1,5 @@
-//! Resampled traces for confidence intervals: equal load at the scale of a minute, with other
-//! arrival times and another order of lengths.
+//! Resampled traces for confidence intervals: equal load over a minute, with other arrival times and
+//! another order of lengths.
 
 use tidegate_types::Seconds;
 
@@ -12,8 +12,8 @@ const JITTER: f64 = 0.25;
 const SHUFFLE_AMONG: usize = 64;
 
 impl Trace {
-    /// The trace with arrivals jittered by up to 250 ms and lengths exchanged among groups of 64
-    /// neighbours. Seed 0 returns the trace itself. Prompts keep their blocks and outputs.
+    /// Returns the trace with arrivals jittered by up to 250 ms and lengths exchanged among groups of
+    /// 64 neighbours; for seed 0 the trace itself. Prompts keep their blocks and outputs.
     #[must_use]
     pub fn resampled(mut self, seed: u64) -> Trace {
         if seed == 0 {
@@ -35,8 +35,8 @@ impl Trace {
         Trace::merge([self])
     }
 
-    /// The trace with its lengths and the arrival times of a Poisson process of one request per
-    /// second.
+    /// Returns the trace with its lengths and the arrival times of a Poisson process of one request
+    /// per second.
     #[must_use]
     pub fn poisson(mut self, seed: u64) -> Trace {
         let (mut random, mut at) = (SplitMix(seed), 0.0);

@@ -53,8 +53,8 @@ fn the_ttft_of_a_disaggregated_request_is_prefill_hand_off_and_one_step() {
 #[test]
 fn a_prior_wrong_by_a_factor_of_two_is_corrected_by_observations() {
     let trace = Trace::bursts(3, Seconds(120.0), 14.0, Seconds(30.0));
-    let attained = |word: &str| {
-        let disturbance = word.parse().unwrap();
+    let attained = |name: &str| {
+        let disturbance = name.parse().unwrap();
         let config = SimConfig { disturbance, ..SimConfig::default() };
         simulate(&trace, 1.0, Policy::Tidegate, &config).report.attainment
     };
@@ -79,9 +79,9 @@ fn every_gap_is_counted_once_and_the_largest_is_at_least_the_mean() {
 }
 
 /// Runs with one disturbance on engines with this KV capacity.
-fn disturbed(trace: &Trace, policy: Policy, word: &str, capacity: u64) -> Run {
+fn disturbed(trace: &Trace, policy: Policy, name: &str, capacity: u64) -> Run {
     let profile = Profile { kv_capacity: Tokens(capacity), ..Profile::default() };
-    let disturbance = word.parse().unwrap();
+    let disturbance = name.parse().unwrap();
     simulate(trace, 1.0, policy, &SimConfig { profile, disturbance, ..SimConfig::default() })
 }
 
@@ -106,7 +106,7 @@ fn preemption_occurs_only_without_memory_and_loses_no_request() {
 #[test]
 fn bursts_shorten_the_tpot_and_keep_the_gaps() {
     let trace = lone(1000, 2000);
-    let of = |word| disturbed(&trace, Policy::Aggregated, word, 430_000);
+    let of = |name| disturbed(&trace, Policy::Aggregated, name, 430_000);
     let (plain, bursts) = (of("none"), of("bursts:2"));
     let ratio = plain.report.tpot_p50 / bursts.report.tpot_p50;
     assert!((ratio - 2.0).abs() < 0.1, "{ratio}");
@@ -156,15 +156,15 @@ fn prefix_caching_shortens_the_turns_of_a_session() {
 #[test]
 fn no_disturbance_raises_attainment() {
     let trace = busy(8);
-    let of = |word: &str| {
-        let config = SimConfig { disturbance: word.parse().unwrap(), ..SimConfig::default() };
+    let of = |name: &str| {
+        let config = SimConfig { disturbance: name.parse().unwrap(), ..SimConfig::default() };
         let run = simulate(&trace, 1.0, Policy::Tidegate, &config);
-        assert!(run.outcomes.iter().all(|outcome| outcome.done || outcome.error), "{word}");
+        assert!(run.outcomes.iter().all(|outcome| outcome.done || outcome.error), "{name}");
         run.report.attainment
     };
     let undisturbed = of("none");
-    for word in ["noise:0.15", "stalls", "slow:2", "prior:2", "prior:0.5", "shared-link"] {
-        assert!(of(word) <= undisturbed + 0.02, "{word}: {} {undisturbed}", of(word));
+    for name in ["noise:0.15", "stalls", "slow:2", "prior:2", "prior:0.5", "shared-link"] {
+        assert!(of(name) <= undisturbed + 0.02, "{name}: {} {undisturbed}", of(name));
     }
     assert!(of("slow:2+stalls") < undisturbed);
 }

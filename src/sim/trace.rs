@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_generator_keeps_its_rate_and_its_word() {
+    fn the_generator_has_the_given_rate_and_phases() {
         let trace = Trace::bursts(7, Seconds(200.0), 14.0, Seconds(20.0));
         assert_eq!(trace, Trace::bursts(7, Seconds(200.0), 14.0, Seconds(20.0)));
         let rate = trace.arrivals.len() as f64 / 200.0;

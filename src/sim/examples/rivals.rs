@@ -44,12 +44,12 @@ const KEPT: f64 = 0.9;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let word = |at: usize| args.get(at).map(String::as_str);
+    let argument = |at: usize| args.get(at).map(String::as_str);
     let policies = |at: usize, default: &str| -> Vec<Policy> {
-        let words = word(at).unwrap_or(default);
-        words.split(',').map(|policy| policy.parse().expect("a policy")).collect()
+        let arguments = argument(at).unwrap_or(default);
+        arguments.split(',').map(|policy| policy.parse().expect("a policy")).collect()
     };
-    match word(0) {
+    match argument(0) {
         Some("fit") => fit(),
         Some("llumnix") => {
             let all = "static:6,static:5,static:best,tidegate,llumnix,llumnix:migrate,xllm";
@@ -57,11 +57,11 @@ fn main() {
         }
         Some("dynamo") => {
             let all = "static:6,static:5,static:4,static:3,static:best,tidegate";
-            dynamo(word(1).expect("a trace"), &policies(2, all));
+            dynamo(argument(1).expect("a trace"), &policies(2, all));
         }
         Some("headline") => {
             let all = "static:best,tidegate,llumnix,llumnix:migrate,xllm,tokenscale";
-            headline(word(1).expect("a trace"), &policies(2, all));
+            headline(argument(1).expect("a trace"), &policies(2, all));
         }
         other => panic!("{other:?}: fit, llumnix, dynamo or headline"),
     }
@@ -159,8 +159,8 @@ const FLAT: f64 = 0.03;
 
 fn fit() {
     let grid = |name: &str, default: &str| -> Vec<f64> {
-        let words = std::env::var(name).unwrap_or_else(|_| default.to_owned());
-        words.split(',').map(|value| value.parse().expect("a number")).collect()
+        let arguments = std::env::var(name).unwrap_or_else(|_| default.to_owned());
+        arguments.split(',').map(|value| value.parse().expect("a number")).collect()
     };
     let mut points = Vec::new();
     for t_tok in grid("FIT_T_TOK", "0.5,0.55,0.6,0.65,0.7") {

@@ -1,11 +1,11 @@
 //! Compares tidegate with the best alternative over many cells.
 //!
-//! - `wide FILE alternatives [WORD]` stores in FILE, one line per cell, the result of the best
+//! - `wide FILE alternatives [NAME]` stores in FILE, one line per cell, the result of the best
 //!   alternative. Cells already in the file are not simulated again.
-//! - `wide FILE tidegate [WORD [PART/PARTS]]` compares tidegate with those results; prints each
+//! - `wide FILE tidegate [NAME [PART/PARTS]]` compares tidegate with those results; prints each
 //!   cell in which tidegate is lower, and a count.
 //!
-//! WORD selects traces by name; `all` selects every trace. `OWN=FILE,FILE…` replaces the project's
+//! NAME selects traces by name; `all` selects every trace. `OWN=FILE,FILE…` replaces the project's
 //! traces; each is named after its file.
 #![allow(
     clippy::disallowed_methods,
@@ -38,7 +38,7 @@ struct Load {
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let (path, what) = (&args[0], args[1].as_str());
-    let word = args.get(2).map_or("all", String::as_str);
+    let argument = args.get(2).map_or("all", String::as_str);
     let (part, parts) = args.get(3).and_then(|p| p.split_once('/')).unwrap_or(("1", "1"));
     let (part, parts): (usize, usize) =
         (part.parse().expect("part"), parts.parse().expect("parts"));
@@ -47,7 +47,7 @@ fn main() {
     for (name, trace) in traces() {
         for (n, engines) in [4, 8, 16, 64].into_iter().enumerate() {
             for (m, rate) in [0.5, 1.0, 1.5, 2.0].into_iter().enumerate() {
-                if ![name.as_str(), "all"].contains(&word) || (n + m) % parts != part - 1 {
+                if ![name.as_str(), "all"].contains(&argument) || (n + m) % parts != part - 1 {
                     continue;
                 }
                 // Equal load per engine for every fleet size.

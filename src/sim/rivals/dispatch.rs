@@ -1,4 +1,4 @@
-//! Bookkeeping that the rivals share. A [`Rival`] policy decides; [`Dispatch`] sends the legs, keeps
+//! Bookkeeping shared by the rivals. A [`Rival`] policy decides; [`Dispatch`] sends the legs, keeps
 //! the [`EngineLoads`] and wakes the policy.
 
 use tidegate_types::{Seconds, Tokens};
@@ -6,7 +6,7 @@ use tidegate_types::{Seconds, Tokens};
 use crate::cluster::{Cluster, Router};
 use crate::rivals::loads::{EngineLoads, own_prefill};
 
-/// What a rival decides at an arrival.
+/// A rival's route of a request at its arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
     /// Prefill and decode on this engine.

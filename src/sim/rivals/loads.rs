@@ -8,7 +8,7 @@ use crate::engine::Work;
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct EngineLoad {
-    /// Predicted prefill work in nanoseconds; integers return to exactly zero.
+    /// Predicted prefill work in nanoseconds; an integer, so that it returns to exactly 0.
     prefill_nanos: u64,
     /// Uncached tokens of unfinished prompts.
     pub(crate) prefill_tokens: Tokens,
@@ -80,7 +80,7 @@ impl EngineLoads {
         cluster.admit(request, engine, Work::PrefillOnly);
     }
 
-    /// Hands `request`, prefilled on `from`, over to `to` for its decode leg.
+    /// Hands off `request`, prefilled on `from`, to `to` for its decode leg.
     pub(crate) fn hand_off(
         &mut self,
         cluster: &mut Cluster<'_>,

@@ -1,7 +1,7 @@
-//! Policies of other systems, as described by their sources and papers and as deployed by their
-//! users; docs/comparison.md has the quotations and sources. Every rival reads the engines' exact
-//! loads and prefix caches at the time of its decision, which is more information than it has in
-//! production.
+//! Rivals: policies of other systems, as described by their sources and papers and as deployed by
+//! their users; docs/comparison.md has the quotations and sources. Every rival reads the exact loads
+//! and prefix caches of the engines at the time of its decision, which is more information than it
+//! has in production.
 //!
 //! - [`aggregated`]: `dynamo_kv`, `sticky`, `cache_aware`: every engine runs both legs
 //! - [`conditional`]: fixed split; the decode engine prefills short or cached prompts itself

@@ -110,11 +110,11 @@ pub fn disturbances(args: &Args) -> Result<String, String> {
     if cells.is_empty() {
         return Err("the section disturbances has tuning cells only".to_owned());
     }
-    let words: Vec<&str> =
+    let names: Vec<&str> =
         std::iter::once("none").chain(Disturbance::SINGLE.iter().copied()).collect();
     let mut contests: Vec<(Cell, Vec<String>)> = Vec::new();
-    for word in &words {
-        let disturbance: Disturbance = word.parse().map_err(|e| format!("{e}"))?;
+    for name in &names {
+        let disturbance: Disturbance = name.parse().map_err(|e| format!("{e}"))?;
         for cell in &cells {
             let mut cell = cell.clone();
             cell.config.disturbance = disturbance;
@@ -123,17 +123,17 @@ pub fn disturbances(args: &Args) -> Result<String, String> {
     }
     let results = contest("disturbances", &contests, &CHUNK, args.fewer_seeds());
     let results: Vec<&[Vec<Standing>]> = results.chunks(cells.len()).collect();
-    Ok(disturbances_table(&words, &results))
+    Ok(disturbances_table(&names, &results))
 }
 
 /// Returns the table; the first results are those of the undisturbed cells.
-fn disturbances_table(words: &[&str], results: &[&[Vec<Standing>]]) -> String {
+fn disturbances_table(names: &[&str], results: &[&[Vec<Standing>]]) -> String {
     let undisturbed = results.first().copied().unwrap_or_default();
     let mut text = String::from(
         "| disturbance | tidegate, mean of cells | to undisturbed, points | lowest cell | best fixed split | tidegate − split, points | lowest cell |\n\
          | --- | --- | --- | --- | --- | --- | --- |\n",
     );
-    for (word, result) in words.iter().zip(results) {
+    for (name, result) in names.iter().zip(results) {
         let attainments = |index: usize| -> Vec<Vec<f64>> {
             result.iter().filter_map(|cell| Some(cell.get(index)?.attainments())).collect()
         };
@@ -148,7 +148,7 @@ fn disturbances_table(words: &[&str], results: &[&[Vec<Standing>]]) -> String {
             .collect();
         writeln!(
             text,
-            "| {word} | {:.3} | {:+.2} | {} | {:.3} | {:+.2} | {} |",
+            "| {name} | {:.3} | {:+.2} | {} | {:.3} | {:+.2} | {} |",
             mean_of_cells(&attainments(0)),
             mean_of_cells(&loss),
             lowest(&loss),

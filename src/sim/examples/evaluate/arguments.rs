@@ -18,8 +18,8 @@ Options
                        minutes on two cores
   --seeds N            draws of each trace; 0 is the trace itself (default 20; ablation and headline:
                        half of it)
-  --only WORD          cells whose name contains WORD
-  --set-of WORD        tuning, held-out or reuse: the cells of one set
+  --only NAME          cells whose name contains NAME
+  --set-of NAME        tuning, held-out or reuse: the cells of one set
   --policies P[,P…]    instead of all policies; tidegate always runs
   --set NAME=X[+…]     parameters of tidegate in every section, for example room=0.15
   --ablate NAME=X[+…]  instead of the ablation's rows; may be repeated
@@ -43,8 +43,8 @@ impl Section {
     pub const ALL: [Section; 4] =
         [Section::Cells, Section::Ablation, Section::Disturbances, Section::Headline];
 
-    /// The word on the command line and in the page's markers.
-    pub fn word(self) -> &'static str {
+    /// Name on the command line and in the markers of the page.
+    pub fn as_str(self) -> &'static str {
         match self {
             Section::Cells => "cells",
             Section::Ablation => "ablation",
@@ -88,7 +88,7 @@ impl Args {
         if self.short { self.seeds } else { self.seeds.div_ceil(2) }
     }
 
-    pub fn parse(words: &[String]) -> Result<Args, String> {
+    pub fn parse(arguments: &[String]) -> Result<Args, String> {
         let mut args = Args {
             sections: Vec::new(),
             short: false,
@@ -102,16 +102,18 @@ impl Args {
             save: None,
             against: None,
             write: false,
-            command: words
+            command: arguments
                 .iter()
-                .filter(|word| *word != "--write")
+                .filter(|argument| *argument != "--write")
                 .map(String::as_str)
                 .collect::<Vec<&str>>()
                 .join(" "),
         };
-        let mut words = words.iter();
-        while let Some(word) = words.next() {
-            args.word(word, || words.next().ok_or(format!("{word} needs a value\n\n{USAGE}")))?;
+        let mut arguments = arguments.iter();
+        while let Some(argument) = arguments.next() {
+            args.argument(argument, || {
+                arguments.next().ok_or(format!("{argument} needs a value\n\n{USAGE}"))
+            })?;
         }
         if args.sections.is_empty() {
             args.sections = Section::ALL.to_vec();
@@ -122,16 +124,17 @@ impl Args {
         Ok(args)
     }
 
-    fn word<'a>(
+    fn argument<'a>(
         &mut self,
-        word: &str,
+        argument: &str,
         value: impl FnOnce() -> Result<&'a String, String>,
     ) -> Result<(), String> {
-        if let Some(section) = Section::ALL.into_iter().find(|section| section.word() == word) {
+        if let Some(section) = Section::ALL.into_iter().find(|section| section.as_str() == argument)
+        {
             self.sections.push(section);
             return Ok(());
         }
-        match word {
+        match argument {
             "--short" => self.short = true,
             "--write" => self.write = true,
             "--seeds" => {
@@ -157,7 +160,7 @@ impl Args {
             "--traces" => self.traces = Some(value()?.into()),
             "--save" => self.save = Some(value()?.into()),
             "--against" => self.against = Some(value()?.into()),
-            _ => return Err(format!("unknown argument {word:?}\n\n{USAGE}")),
+            _ => return Err(format!("unknown argument {argument:?}\n\n{USAGE}")),
         }
         Ok(())
     }

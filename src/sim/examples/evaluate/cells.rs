@@ -24,7 +24,7 @@ pub enum Set {
 impl Set {
     pub const ALL: [Set; 3] = [Set::Tuning, Set::HeldOut, Set::Reuse];
 
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Set::Tuning => "tuning",
             Set::HeldOut => "held-out",
@@ -120,7 +120,7 @@ pub fn cells(args: &Args) -> Result<Vec<Cell>, String> {
     if let Some(folder) = &args.traces {
         cells.extend(folder_cells(folder, args.params)?);
     }
-    cells.retain(|cell| cell.name.contains(&args.only) && cell.set.word().contains(&args.set_of));
+    cells.retain(|cell| cell.name.contains(&args.only) && cell.set.as_str().contains(&args.set_of));
     match cells.is_empty() {
         true => Err("no cell is selected".to_owned()),
         false => Ok(cells),

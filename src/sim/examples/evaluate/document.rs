@@ -11,10 +11,10 @@ const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/evaluation.m
 pub fn write(section: Section, generated: &str) -> Result<(), String> {
     let problem = |error: std::io::Error| format!("{PAGE}: {error}");
     let page = std::fs::read_to_string(PAGE).map_err(problem)?;
-    let word = section.word();
-    let begin = format!("<!-- evaluate {word}: generated -->\n");
-    let end = format!("<!-- evaluate {word}: end -->");
-    let missing = || format!("{PAGE}: the markers of the section {word} are missing");
+    let name = section.as_str();
+    let begin = format!("<!-- evaluate {name}: generated -->\n");
+    let end = format!("<!-- evaluate {name}: end -->");
+    let missing = || format!("{PAGE}: the markers of the section {name} are missing");
     let (before, rest) = page.split_once(&begin).ok_or_else(missing)?;
     let (_, after) = rest.split_once(&end).ok_or_else(missing)?;
     let page = format!("{before}{begin}\n{}\n\n{end}{after}", generated.trim());

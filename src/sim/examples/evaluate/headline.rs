@@ -62,7 +62,7 @@ pub fn run(args: &Args) -> Result<String, String> {
             cells.push(Cell { name, set, source, rate, config, own_chunk: false });
         }
     }
-    cells.retain(|cell| cell.name.contains(&args.only) && cell.set.word().contains(&args.set_of));
+    cells.retain(|cell| cell.name.contains(&args.only) && cell.set.as_str().contains(&args.set_of));
     let seeds = seeds(args);
     let mut searches = Vec::new();
     for source in 0..cells.len() {
@@ -89,7 +89,7 @@ pub fn run(args: &Args) -> Result<String, String> {
             text,
             "| {} | {} | {:.2} | {:.2} | {ratio:.2} | ×{} | {:.1} | {:.1} | {fewer:.0} |",
             cell.name,
-            cell.set.word(),
+            cell.set.as_str(),
             rate(ours),
             rate(theirs),
             cell.rate,

@@ -24,12 +24,12 @@ use std::time::Instant;
 use arguments::{Args, Section, USAGE};
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    if words.iter().any(|word| word == "--help" || word == "-h") {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == "--help" || argument == "-h") {
         print!("{USAGE}");
         return ExitCode::SUCCESS;
     }
-    match Args::parse(&words).and_then(|args| run(&args)) {
+    match Args::parse(&arguments).and_then(|args| run(&args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             eprintln!("evaluate: {problem}");
@@ -50,7 +50,7 @@ fn run(args: &Args) -> Result<(), String> {
         };
         let stamp = document::stamp(&version, &args.command, seeds, began.elapsed().as_secs_f64());
         let text = format!("{stamp}{tables}");
-        println!("## {}\n\n{text}", section.word());
+        println!("## {}\n\n{text}", section.as_str());
         if args.writes() {
             document::write(*section, &text)?;
         }

@@ -52,10 +52,10 @@ pub fn compare(path: &Path, rows: &[(&Cell, &Standing)]) -> Result<String, Strin
         if !means.is_empty() {
             let lowest = means.iter().map(|cell| Estimate::of(cell).mean).fold(f64::MAX, f64::min);
             let mean = mean_of_cells(&means);
-            let word = set.word();
+            let name = set.as_str();
             writeln!(
                 table,
-                "| **mean of {word}** (lowest cell {lowest:+.2}) | | | **{mean:+.2}** |"
+                "| **mean of {name}** (lowest cell {lowest:+.2}) | | | **{mean:+.2}** |"
             )
             .ok();
         }
