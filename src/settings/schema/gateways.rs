@@ -13,7 +13,7 @@ use crate::schema::TlsSettings;
 #[serde(default, deny_unknown_fields)]
 pub struct GatewaySettings {
     /// Address for other gateways: they send the loads of their requests here while this gateway leads,
-    /// and get the sum of the others' back every 50 ms; absent: this gateway counts its own requests
+    /// and get the sum of the others' back every 10 to 50 ms; absent: this gateway counts its own requests
     /// only.
     pub listen: Option<SocketAddr>,
     /// URL of `listen` for other gateways, which the Lease carries; absent: that of `listen`, with the

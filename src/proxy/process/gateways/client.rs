@@ -15,10 +15,11 @@ use tidegate_scheduler::gateways::STALE_AFTER;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::exchange::{EVERY, LoadExchange};
+use super::exchange::LoadExchange;
 use super::lines::{LineError, LineReader, Lines, Sum, line, lines};
+use super::pacing::Pacing;
 use super::server::Status;
 use super::{IDENTITY, LOADS_PATH, STATUS_PATH};
 use crate::upstream::{Address, AddressError};
@@ -122,15 +123,16 @@ impl LoadExchange {
         tracing::info!(leader = %address, "loads are exchanged");
         let mut sums = LineReader::new(sums);
         let mut leadership = self.parts.leadership.subscribe();
-        let mut ticks = interval(EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pacing = Pacing::new();
         let stale = STALE_AFTER.to_duration();
         let mut deadline = Instant::now() + stale;
         loop {
             tokio::select! {
-                _ = ticks.tick() => {
-                    if let Ok(place) = reports.try_reserve() {
+                () = pacing.look() => {
+                    let (began, mark) = (Instant::now(), self.load_mark());
+                    if pacing.is_due(mark, false) && let Ok(place) = reports.try_reserve() {
                         place.send(line(&self.own_report()));
+                        pacing.made(mark, began);
                     }
                 }
                 sum = sums.next::<Sum>() => {

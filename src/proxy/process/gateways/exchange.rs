@@ -5,21 +5,18 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 use tidegate_scheduler::gateways::{GatewayLoad, Ledger, ModelArrivals, Report, STALE_AFTER};
 use tidegate_scheduler::inflight::Balance;
 use tidegate_scheduler::planner::ArrivalTotals;
 use tidegate_types::{Moment, PoolId, Tokens};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::Instant;
 
 use super::lines::{SharedRoles, Sum, line};
+use super::pacing::Pacing;
 use crate::control::{Leadership, NamedRoles};
 use crate::dispatch::context::Proxy;
 use crate::upstream::EngineTls;
-
-/// Interval of reports and sums.
-pub(super) const EVERY: Duration = Duration::from_millis(50);
 
 /// Inputs of an exchange.
 pub struct ExchangeParts {
@@ -61,6 +58,8 @@ struct Hub {
     streams: BTreeMap<String, ReportStream>,
     /// Number of the last opened stream.
     number: u64,
+    /// Whether a report has arrived since the last sums.
+    is_new: bool,
 }
 
 struct ReportStream {
@@ -90,16 +89,32 @@ impl LoadExchange {
 
     /// Sends the sums while this gateway leads, and drops outdated loads, until the process ends.
     pub async fn tick(self: Arc<Self>) {
-        let mut ticks = interval(EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pacing = Pacing::new();
         loop {
-            ticks.tick().await;
-            match self.leads() {
-                true => self.send_sums(),
-                false => self.close(),
+            pacing.look().await;
+            let (began, mark) = (Instant::now(), self.load_mark());
+            let is_new = std::mem::take(&mut locked(&self.hub).is_new);
+            if pacing.is_due(mark, is_new) {
+                match self.leads() {
+                    true => self.send_sums(),
+                    false => self.close(),
+                }
+                self.expire();
+                pacing.made(mark, began);
             }
-            self.expire();
         }
+    }
+
+    /// Returns a number that changes with each placement and each end of a leg of this gateway.
+    pub(super) fn load_mark(&self) -> u64 {
+        let backends = self.parts.proxy.fleet.backends();
+        backends.iter().fold(0, |mark: u64, backend| {
+            let balance = backend.account.balance();
+            let legs = u64::from(balance.streams) << 32 | u64::from(balance.prefill_legs);
+            let words = [legs, balance.prefill_tokens.get()];
+            // FNV-1a, by words.
+            words.iter().fold(mark, |mark, word| (mark ^ word).wrapping_mul(0x0100_0000_01B3))
+        })
     }
 
     /// Returns the loads of this gateway's requests, and the arrivals since the last report.
@@ -185,6 +200,7 @@ impl LoadExchange {
         let is_open = hub.streams.get(name).is_some_and(|stream| stream.number == number);
         if is_open {
             hub.ledger.report(name, report, self.parts.proxy.clock.now());
+            hub.is_new = true;
         }
         is_open
     }

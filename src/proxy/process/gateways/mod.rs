@@ -1,5 +1,5 @@
 //! Exchange of loads between the gateways of one fleet. Each gateway reports its loads to the
-//! leader every 50 ms; the leader returns the sum of the other gateways' loads, which the backends'
+//! leader every 10 to 50 ms; the leader returns the sum of the other gateways' loads, which the backends'
 //! accounts add to their own (`tidegate_scheduler::gateways`). Requests do not wait for the
 //! exchange.
 //!
@@ -10,6 +10,7 @@
 mod client;
 mod exchange;
 mod lines;
+mod pacing;
 mod peers;
 mod server;
 
