@@ -3,7 +3,7 @@
 //! has a leader; afterwards the leader that comes first in the list remains.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -47,7 +47,9 @@ impl GatewayList {
             let state =
                 leadership_state(&parts.identity, &statuses, began.is_some() && !drains, drains);
             match state {
-                LeadershipState::Leads => drop(began.get_or_insert_with(unix_seconds)),
+                LeadershipState::Leads => {
+                    began = began.or_else(|| Some(parts.proxy.wall_now() as u64));
+                }
                 LeadershipState::Follows(_) | LeadershipState::Waits => began = None,
             }
             self.show(state, began, &statuses);
@@ -134,10 +136,6 @@ fn leadership_state(
         true => LeadershipState::Leads,
         false => LeadershipState::Waits,
     }
-}
-
-fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
