@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tidegate_load::{LoadConfig, LoadProgress, Target, TargetError, run as load};
-use tidegate_sim::{Report, Trace, TraceError, live_page};
+use tidegate_sim::{Report, Trace, TraceError, UnusableTrace, live_page};
 use tidegate_types::{Seconds, Slo, Tokens};
 
 /// Replay a trace against a server.
@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     output_scale: f64,
     /// Maximum prompt length in tokens; longer prompts are truncated
-    #[arg(long, default_value_t = 32_000, value_name = "TOKENS")]
+    #[arg(long, default_value_t = 32_000, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
     prompt_max: u64,
     /// Replay only the first SECONDS of the trace
     #[arg(long, value_name = "SECONDS")]
@@ -63,6 +63,9 @@ pub struct Args {
 /// Send delay above which a warning is printed: the client machine then affects the figures.
 const LATE: Seconds = Seconds(0.05);
 
+/// Longest drain: one day, in seconds.
+const DRAIN_MAX: f64 = 86_400.0;
+
 /// Failure of a replay.
 #[derive(Debug, Error)]
 pub enum ReplayError {
@@ -72,6 +75,12 @@ pub enum ReplayError {
     /// A trace.
     #[error("{path}: {source}")]
     Trace { path: PathBuf, source: TraceError },
+    /// A file without requests.
+    #[error("{0} has no requests")]
+    Empty(PathBuf),
+    /// The trace at the chosen rate.
+    #[error(transparent)]
+    Unusable(#[from] UnusableTrace),
     /// The target.
     #[error(transparent)]
     Target(#[from] TargetError),
@@ -80,7 +89,7 @@ pub enum ReplayError {
     Start(#[from] std::io::Error),
     /// The arguments.
     #[error("{0}")]
-    Arguments(&'static str),
+    Arguments(String),
 }
 
 /// Read and merge traces.
@@ -88,7 +97,12 @@ pub fn traces(paths: &[PathBuf]) -> Result<Trace, ReplayError> {
     let read = |path: &PathBuf| {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ReplayError::File { path: path.clone(), source })?;
-        Trace::parse(&text).map_err(|source| ReplayError::Trace { path: path.clone(), source })
+        let parsed = Trace::parse(&text);
+        let trace = parsed.map_err(|source| ReplayError::Trace { path: path.clone(), source })?;
+        match trace.arrivals.is_empty() {
+            true => Err(ReplayError::Empty(path.clone())),
+            false => Ok(trace),
+        }
     };
     let read: Result<Vec<Trace>, ReplayError> = paths.iter().map(read).collect();
     Ok(Trace::merge(read?))
@@ -164,17 +178,13 @@ fn millis(seconds: f64, decimals: usize) -> String {
 
 /// Replay, then report.
 pub fn run(args: Args) -> Result<(), ReplayError> {
-    if !(args.rate.is_finite() && args.rate > 0.0) {
-        return Err(ReplayError::Arguments("--rate must be above 0"));
-    }
-    if !(args.output_scale.is_finite() && args.output_scale > 0.0) {
-        return Err(ReplayError::Arguments("--output-scale must be above 0"));
-    }
+    verify(&args)?;
     let mut trace = traces(&args.trace)?.cap_prompt(Tokens(args.prompt_max));
     trace = trace.scale_output(args.output_scale);
     if let Some(seconds) = args.seconds {
         trace = trace.window(Seconds::ZERO, Seconds(seconds));
     }
+    trace.check(args.rate)?;
     let trace = trace.at_rate(args.rate);
     let slo = Slo {
         ttft: Seconds(args.slo_ttft),
@@ -218,6 +228,27 @@ pub fn run(args: Args) -> Result<(), ReplayError> {
     match &args.json {
         Some(path) => write_json(path, &[report]),
         None => Ok(()),
+    }
+}
+
+/// Checks the numbers of the command line.
+fn verify(args: &Args) -> Result<(), ReplayError> {
+    let wrong = |problem: String| Err(ReplayError::Arguments(problem));
+    for (name, value) in [
+        ("--rate", Some(args.rate)),
+        ("--output-scale", Some(args.output_scale)),
+        ("--seconds", args.seconds),
+        ("--slo-ttft", Some(args.slo_ttft)),
+        ("--slo-tpot", Some(args.slo_tpot)),
+        ("--slo-itl", args.slo_itl),
+    ] {
+        if value.is_some_and(|value| !(value.is_finite() && value > 0.0)) {
+            return wrong(format!("{name} must be above 0"));
+        }
+    }
+    match (0.0..=DRAIN_MAX).contains(&args.drain) {
+        true => Ok(()),
+        false => wrong(format!("--drain must be 0 to {DRAIN_MAX} seconds")),
     }
 }
 

@@ -8,7 +8,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use thiserror::Error;
 use tidegate_sim::{
-    Disturbance, Policy, Profile, Report, Run, SimConfig, TidegateParams, Trace, page, simulate,
+    Disturbance, Policy, Profile, Report, Run, SimConfig, TidegateParams, Trace, UnusableTrace,
+    page, simulate,
 };
 use tidegate_types::{Seconds, Slo, Tokens};
 
@@ -94,6 +95,10 @@ pub struct Args {
     json: bool,
 }
 
+/// Most agent sessions per second: half a million requests.
+const AGENTS_MAX: f64 = 20.0;
+/// Longest target and role switch, in seconds.
+const DAY: f64 = 86_400.0;
 /// Length of the agent-session load.
 const AGENTS_LENGTH: Seconds = Seconds(1800.0);
 /// The generator's seed.
@@ -105,6 +110,9 @@ pub enum SimulateError {
     /// A trace.
     #[error(transparent)]
     Trace(#[from] ReplayError),
+    /// The trace at one of the rates.
+    #[error(transparent)]
+    Unusable(#[from] UnusableTrace),
     /// The arguments.
     #[error("{0}")]
     Arguments(String),
@@ -120,6 +128,10 @@ pub enum SimulateError {
 pub fn run(args: Args) -> Result<(), SimulateError> {
     let config = config(&args)?;
     let trace = match args.agents {
+        Some(sessions) if sessions > AGENTS_MAX => {
+            let problem = format!("--agents must be at most {AGENTS_MAX}");
+            return Err(SimulateError::Arguments(problem));
+        }
         Some(sessions) => {
             Trace::agents(AGENTS_SEED, AGENTS_LENGTH, positive("--agents", sessions)?)
         }
@@ -129,10 +141,15 @@ pub fn run(args: Args) -> Result<(), SimulateError> {
     let mut cells = Vec::new();
     for rate in &args.rate {
         let rate = positive("--rate", *rate)?;
+        trace.check(rate)?;
         cells.extend(args.policy.iter().map(|policy| (rate, *policy)));
     }
     if let Some(attainment) = args.size {
-        return size::print(&trace, &cells, &config, positive("--size", attainment)?);
+        if !(attainment > 0.0 && attainment <= 1.0) {
+            let problem = "--size must be above 0 and at most 1".to_owned();
+            return Err(SimulateError::Arguments(problem));
+        }
+        return size::print(&trace, &cells, &config, attainment);
     }
     let runs = run_all(&trace, &cells, &config);
     if let Some(path) = &args.report {
@@ -168,10 +185,10 @@ fn config(args: &Args) -> Result<SimConfig, SimulateError> {
             return Err(SimulateError::Arguments(problem));
         }
     }
-    let ttft = Seconds(positive("--slo-ttft", args.slo_ttft)?);
-    let tpot = Seconds(positive("--slo-tpot", args.slo_tpot)?);
-    let itl = args.slo_itl.map(|itl| positive("--slo-itl", itl)).transpose()?.map(Seconds);
-    let switch = args.switch.map(|switch| positive("--switch", switch)).transpose()?.map(Seconds);
+    let ttft = duration("--slo-ttft", args.slo_ttft)?;
+    let tpot = duration("--slo-tpot", args.slo_tpot)?;
+    let itl = args.slo_itl.map(|itl| duration("--slo-itl", itl)).transpose()?;
+    let switch = args.switch.map(|switch| duration("--switch", switch)).transpose()?;
     if switch.is_some() && engines < 2 {
         return Err(SimulateError::Arguments("--switch needs two engines at least".to_owned()));
     }
@@ -208,6 +225,14 @@ fn positive(name: &str, value: f64) -> Result<f64, SimulateError> {
         .ok_or_else(|| SimulateError::Arguments(format!("{name} must be above 0")))
 }
 
+/// Returns a duration above 0 and of at most one day.
+fn duration(name: &str, seconds: f64) -> Result<Seconds, SimulateError> {
+    match positive(name, seconds)? {
+        seconds if seconds <= DAY => Ok(Seconds(seconds)),
+        _ => Err(SimulateError::Arguments(format!("{name} must be at most {DAY} seconds"))),
+    }
+}
+
 #[path = "simulate/size.rs"]
 mod size;
 
@@ -235,6 +260,12 @@ fn run_all(trace: &Trace, cells: &[(f64, Policy)], config: &SimConfig) -> Vec<Ru
     done.into_iter().map(|(_, run)| run).collect()
 }
 
+/// Returns a rate without its zeros: 2, 0.5, 1e300.
+fn shown(rate: f64) -> String {
+    let text = format!("{rate:?}");
+    text.strip_suffix(".0").map_or(text.clone(), str::to_owned)
+}
+
 fn print_json(runs: &[Run]) -> Result<(), SimulateError> {
     let mut out = std::io::stdout().lock();
     for run in runs {
@@ -253,7 +284,7 @@ fn print_tables(runs: &[Run], policies: usize, config: &SimConfig) {
             format!("; static:best is {prefills}P{}D", config.engines - prefills)
         });
         // A closed stdout (EPIPE) is ignored.
-        writeln!(out, "rate × {rate}{best}").ok();
+        writeln!(out, "rate × {}{best}", shown(rate)).ok();
         drop(out);
         let reports: Vec<Report> =
             runs.iter().map(|run| run.report.clone().with_errors(&run.outcomes)).collect();

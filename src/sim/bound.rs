@@ -22,27 +22,31 @@ use tidegate_types::{Seconds, Slo};
 use crate::profile::Profile;
 use crate::trace::Trace;
 
-/// Width of a time bin, in seconds.
-const BIN: f64 = 0.02;
+/// Least width of a time bin, in seconds.
+const BIN_MIN: f64 = 0.02;
+/// Most bins: four arrays of 64 MB. A trace of more than 23 hours has wider bins.
+const BINS_MAX: f64 = (1 << 22) as f64;
 
 /// Returns the largest share of the trace's requests, 0..1, that any scheduler on `engines` of
 /// `profile` can serve within `slo`. Returns 1 for an empty trace.
 pub fn bound(trace: &Trace, profile: &Profile, engines: usize, slo: &Slo) -> f64 {
+    let bin = (trace.end().get() / BINS_MAX).max(BIN_MIN);
     let mut jobs: Vec<(f64, usize)> = Vec::with_capacity(trace.arrivals.len());
     for arrival in &trace.arrivals {
         let (alone, shared) = costs(profile, arrival.prompt.as_f64().max(1.0));
         if alone <= slo.ttft {
-            jobs.push((shared.get(), (arrival.at.get() / BIN) as usize));
+            jobs.push((shared.get(), (arrival.at.get() / bin) as usize));
         }
     }
     jobs.sort_by(|a, b| a.0.total_cmp(&b.0));
     let bins = jobs.iter().map(|(_, bin)| bin + 1).max().unwrap_or(0);
     let mut feasible =
-        FeasibleWork::new(bins, engines as f64 * BIN, (slo.ttft.get() / BIN) as usize + 2);
+        FeasibleWork::new(bins, engines as f64 * bin, (slo.ttft.get() / bin) as u32 as usize + 2);
     let served: f64 = jobs.iter().map(|(work, bin)| feasible.add(*bin, *work) / work).sum();
     match trace.arrivals.len() {
         0 => 1.0,
-        count => served / count as f64,
+        // An empty sum is −0.
+        count => served.abs() / count as f64,
     }
 }
 

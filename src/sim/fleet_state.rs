@@ -298,7 +298,7 @@ impl FleetState {
         self.stepped(engine, steps);
         let Some(stream) = self.streams.get_mut(&request) else { return };
         let engine = &mut self.engines[engine];
-        let key = now.0 as i64 - steps as i64 * nanos(self.tpot);
+        let key = (now.0 as i64).saturating_sub((steps as i64).saturating_mul(nanos(self.tpot)));
         stream.charge.emit(1);
         stream.decoding = Some((key, steps));
         engine.decoding += 1;

@@ -11,18 +11,24 @@ const BUCKETS: DurationBuckets = DurationBuckets { first_octave: 20, octaves: 14
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GapHistogram {
     counts: Vec<u64>,
+    /// Largest gap, in nanoseconds.
+    max: u64,
 }
 
 impl Default for GapHistogram {
     fn default() -> GapHistogram {
-        GapHistogram { counts: vec![0; BUCKETS.count()] }
+        GapHistogram { counts: vec![0; BUCKETS.count()], max: 0 }
     }
 }
 
 impl GapHistogram {
     /// Adds `times` gaps of this length.
     pub fn add(&mut self, gap: Seconds, times: u64) {
-        self.counts[BUCKETS.of((gap.get() * 1e9) as u64)] += times;
+        let nanos = (gap.get() * 1e9) as u64;
+        self.counts[BUCKETS.of(nanos)] += times;
+        if times > 0 {
+            self.max = self.max.max(nanos);
+        }
     }
 
     /// Returns the number of gaps.
@@ -30,9 +36,15 @@ impl GapHistogram {
         self.counts.iter().sum()
     }
 
-    /// Returns the quantile `share` (0..1); `None` without a gap.
+    /// Returns the quantile `share` (0..1), at most the largest gap; `None` without a gap.
     pub fn quantile(&self, share: f64) -> Option<Seconds> {
-        BUCKETS.quantile(&self.counts, share)
+        let quantile = BUCKETS.quantile(&self.counts, share)?;
+        Some(quantile.min(self.max()))
+    }
+
+    /// Returns the largest gap; zero without one.
+    pub fn max(&self) -> Seconds {
+        Seconds(self.max as f64 / 1e9)
     }
 }
 
@@ -83,6 +95,21 @@ mod tests {
             let expected = steps.iter().skip(after).max().copied().unwrap_or(0);
             prop_assert_eq!(durations.longest_after(after as u64).get(), f64::from(expected));
         }
+    }
+
+    #[test]
+    fn a_quantile_is_at_most_the_largest_gap() {
+        let mut gaps = GapHistogram::default();
+        // At the lower edge of its bucket, whose upper bound is 3 % above.
+        gaps.add(Seconds(0.0671088641), 100);
+        gaps.add(Seconds(1.0), 0);
+        assert!((gaps.max().get() - 0.0671088641).abs() < 1e-9);
+        for share in [0.5, 0.99, 1.0] {
+            assert_eq!(gaps.quantile(share), Some(gaps.max()), "{share}");
+        }
+        let mut short = GapHistogram::default();
+        short.add(Seconds(1e-6), 3);
+        assert_eq!(short.quantile(0.99), Some(Seconds(1e-6)), "below the first bucket");
     }
 
     #[test]

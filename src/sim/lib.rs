@@ -62,4 +62,4 @@ pub use simulate::{Run, SimConfig, best_split, simulate};
 pub use statistics::Estimate;
 pub use tidegate_policy::TidegateParams;
 pub use timeline::Timeline;
-pub use trace::{Arrival, Trace, TraceError};
+pub use trace::{Arrival, Trace, TraceError, UnusableTrace};

@@ -123,10 +123,12 @@ impl Report {
         }
     }
 
-    /// Sets the 99th percentile of the gaps.
+    /// Sets the 99th percentile of the gaps and, where it is larger, the largest gap: the gaps of
+    /// unfinished requests count too.
     #[must_use]
     pub fn with_gaps(self, gaps: &GapHistogram) -> Report {
-        Report { itl_p99: gaps.quantile(0.99).map_or(0.0, Seconds::get), ..self }
+        let itl_max = self.itl_max.max(gaps.max().get());
+        Report { itl_p99: gaps.quantile(0.99).map_or(0.0, Seconds::get), itl_max, ..self }
     }
 
     /// Sets the number of errors, for a live run.

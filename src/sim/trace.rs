@@ -7,6 +7,13 @@ use tidegate_types::{Seconds, Tokens};
 
 use crate::random::SplitMix;
 
+/// Longest trace that is simulated or replayed: 8 days. The longest public ones last a week.
+const LENGTH_MAX: Seconds = Seconds(8.0 * 86_400.0);
+/// Largest timestamp of a line, in milliseconds: above the milliseconds since the Unix epoch.
+const TIMESTAMP_MAX: f64 = 1e14;
+/// Most prompt or output tokens of a request: above the contexts of all models.
+const TOKENS_MAX: u64 = 1_000_000_000;
+
 /// One request of a trace.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Arrival {
@@ -37,6 +44,24 @@ pub struct TraceError {
     pub problem: String,
 }
 
+/// Why a trace cannot be run.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum UnusableTrace {
+    /// It has no arrival.
+    #[error("the trace has no requests")]
+    Empty,
+    /// It lasts too long at the chosen rate.
+    #[error(
+        "the trace lasts {seconds:?} s at rate {rate:?}, more than 8 days ({} s)", LENGTH_MAX.get()
+    )]
+    Long {
+        /// Its length at the rate, in seconds.
+        seconds: f64,
+        /// Factor on the arrival rate.
+        rate: f64,
+    },
+}
+
 #[derive(Deserialize)]
 struct JsonLine {
     timestamp: f64,
@@ -62,6 +87,19 @@ impl Trace {
             arrivals.push(arrival.map_err(|problem| TraceError { line: index + 1, problem })?);
         }
         Ok(Trace { arrivals }.start_at_zero())
+    }
+
+    /// Checks that the trace can be run at `rate`.
+    ///
+    /// # Errors
+    /// [`UnusableTrace`].
+    pub fn check(&self, rate: f64) -> Result<(), UnusableTrace> {
+        let length = self.end() / rate;
+        match self.arrivals.is_empty() {
+            true => Err(UnusableTrace::Empty),
+            false if length <= LENGTH_MAX => Ok(()),
+            false => Err(UnusableTrace::Long { seconds: length.get(), rate }),
+        }
     }
 
     /// Merges several traces from a common start.
@@ -94,7 +132,8 @@ impl Trace {
     #[must_use]
     pub fn scale_output(mut self, scale: f64) -> Trace {
         for arrival in &mut self.arrivals {
-            arrival.output = Tokens(((arrival.output.as_f64() * scale).round() as u64).max(1));
+            let output = (arrival.output.as_f64() * scale).round() as u64;
+            arrival.output = Tokens(output.clamp(1, TOKENS_MAX));
         }
         self
     }
@@ -151,12 +190,24 @@ impl Trace {
 
 fn json_line(line: &str) -> Result<Arrival, String> {
     let line: JsonLine = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    let timestamp = line.timestamp;
+    if !(0.0..=TIMESTAMP_MAX).contains(&timestamp) {
+        return Err(format!("timestamp is {timestamp}, must be 0 to {TIMESTAMP_MAX} ms"));
+    }
     Ok(Arrival {
-        at: Seconds::from_millis(line.timestamp),
-        prompt: Tokens(line.input_length.max(1)),
-        output: Tokens(line.output_length.max(1)),
+        at: Seconds::from_millis(timestamp),
+        prompt: tokens("input_length", line.input_length)?,
+        output: tokens("output_length", line.output_length)?,
         blocks: line.hash_ids,
     })
+}
+
+/// Returns a count of tokens, at least one.
+fn tokens(name: &str, count: u64) -> Result<Tokens, String> {
+    match count <= TOKENS_MAX {
+        true => Ok(Tokens(count.max(1))),
+        false => Err(format!("{name} is {count}, must be 0 to {TOKENS_MAX}")),
+    }
 }
 
 /// `2023-11-16 18:17:03.9799600,4808,10`: the date is used within one month only.
@@ -165,23 +216,26 @@ fn csv_line(line: &str) -> Result<Arrival, String> {
     let mut field = |name| fields.next().ok_or_else(|| format!("no {name}"));
     let at = seconds_of(field("timestamp")?)?;
     let count = |text: &str| text.trim().parse::<u64>().map_err(|e| format!("{text:?}: {e}"));
-    let prompt = count(field("context tokens")?)?.max(1);
-    let output = count(field("generated tokens")?)?.max(1);
-    Ok(Arrival { at, prompt: Tokens(prompt), output: Tokens(output), blocks: Vec::new() })
+    let prompt = tokens("context tokens", count(field("context tokens")?)?)?;
+    let output = tokens("generated tokens", count(field("generated tokens")?)?)?;
+    Ok(Arrival { at, prompt, output, blocks: Vec::new() })
 }
 
 fn seconds_of(stamp: &str) -> Result<Seconds, String> {
     let wrong = || format!("{stamp:?} is no timestamp");
     let (date, time) = stamp.trim().split_once([' ', 'T']).ok_or_else(wrong)?;
-    let day: f64 = date.rsplit('-').next().and_then(|day| day.parse().ok()).ok_or_else(wrong)?;
+    let within = |text: &str, end: f64| {
+        text.parse().ok().filter(|value: &f64| value.is_sign_positive() && *value < end)
+    };
+    let day = date.rsplit('-').next().and_then(|day| within(day, 32.0)).ok_or_else(wrong)?;
     let time = time.trim_end_matches('Z').split('+').next().ok_or_else(wrong)?;
-    let parts: Option<Vec<f64>> = time.split(':').map(|part| part.parse().ok()).collect();
-    match parts.as_deref() {
-        Some([hours, minutes, seconds]) => {
-            Ok(Seconds(((day * 24.0 + hours) * 60.0 + minutes) * 60.0 + seconds))
-        }
-        _ => Err(wrong()),
-    }
+    let [hours, minutes, seconds] = time.split(':').collect::<Vec<_>>()[..] else {
+        return Err(wrong());
+    };
+    // A minute may end with a leap second.
+    let parts = (within(hours, 24.0), within(minutes, 60.0), within(seconds, 61.0));
+    let (Some(hours), Some(minutes), Some(seconds)) = parts else { return Err(wrong()) };
+    Ok(Seconds(((day * 24.0 + hours) * 60.0 + minutes) * 60.0 + seconds))
 }
 
 #[cfg(test)]
@@ -202,6 +256,62 @@ mod tests {
         assert!((trace.arrivals[1].at.get() - 1.53196).abs() < 1e-6);
         assert_eq!(trace.arrivals[0].output, Tokens(10));
         assert_eq!(Trace::parse("a,b\nx,1,2").unwrap_err().line, 2);
+    }
+
+    #[test]
+    fn a_line_with_an_impossible_value_is_named() {
+        let json = |timestamp: &str, input: &str, output: &str| {
+            format!(
+                "{{\"timestamp\": 0, \"input_length\": 1, \"output_length\": 1}}\n\
+                 {{\"timestamp\": {timestamp}, \"input_length\": {input}, \"output_length\": {output}}}"
+            )
+        };
+        assert!(Trace::parse(&json("1.7e12", "1000000000", "5")).is_ok());
+        for (timestamp, input, output) in [
+            ("-5", "1", "1"),
+            ("1e300", "1", "1"),
+            ("1e999", "1", "1"),
+            ("NaN", "1", "1"),
+            ("null", "1", "1"),
+            ("5", "18446744073709551615", "1"),
+            ("5", "1", "1000000001"),
+            ("5", "-1", "1"),
+        ] {
+            let error = Trace::parse(&json(timestamp, input, output)).unwrap_err();
+            assert_eq!(error.line, 2, "{timestamp} {input} {output}: {error}");
+        }
+        for line in [
+            "2023-11-nan 00:00:00,1,1",
+            "2023-11-16 -5:00:00,1,1",
+            "2023-11-16 00:inf:00,1,1",
+            "2023-11-16 00:00:1e300,1,1",
+            "2023-11-16 00:00,1,1",
+            "2023-11-16 00:00:00,18446744073709551615,1",
+            "2023-11-16 00:00:00,1",
+        ] {
+            let error = Trace::parse(&format!("a,b,c\n{line}")).unwrap_err();
+            assert_eq!(error.line, 2, "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_trace_that_is_empty_or_lasts_too_long_is_unusable() {
+        let trace = |text: &str| Trace::parse(text).unwrap();
+        let line =
+            |ms: u64| format!("{{\"timestamp\":{ms},\"input_length\":1,\"output_length\":1}}\n");
+        for empty in ["", "\n\n", "TIMESTAMP,ContextTokens,GeneratedTokens\n"] {
+            assert_eq!(trace(empty).check(1.0), Err(UnusableTrace::Empty));
+        }
+        let minute = trace(&(line(0) + &line(60_000)));
+        assert_eq!((minute.check(1.0), minute.check(1e300)), (Ok(()), Ok(())));
+        let error = minute.check(1e-9).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the trace lasts 60000000000.0 s at rate 1e-9, more than 8 days (691200 s)"
+        );
+        assert!(trace(&(line(0) + &line(3_000_000_000_000))).check(1.0).is_err());
+        let long = minute.scale_output(1e300);
+        assert_eq!(long.arrivals[0].output, Tokens(TOKENS_MAX));
     }
 
     #[test]
