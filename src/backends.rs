@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::io::Write;
+use tidegate_settings::BackendSettings;
 use tidegate_types::Role;
 
 use crate::operate::{Admin, OperateError};
@@ -35,8 +36,9 @@ struct ListArgs {
 
 /// Add a backend, or replace the one with its name.
 ///
-/// Further settings are KEY=VALUE pairs with the keys of [[backends]] in the configuration file. A
-/// value is JSON, or else text: engine=vllm streams_max=64 models='["m"]'. Keep secrets in files
+/// Further settings are KEY=VALUE pairs with the keys of [[backends]] in the configuration file. The
+/// value of a key that takes text is text, any other is JSON: version=0.32 streams_max=64
+/// models='["m"]'. Keep secrets in files
 /// (api_key_file): arguments of a command are visible to other users of the machine.
 #[derive(clap::Args)]
 struct AddArgs {
@@ -147,8 +149,24 @@ fn setting(text: &str) -> Result<(String, Value), String> {
     if matches!(key, "" | "name" | "url") {
         return Err("expected a key of [[backends]] other than name and url".to_owned());
     }
-    let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
-    Ok((key.to_owned(), value))
+    Ok((key.to_owned(), typed(key, value)))
+}
+
+/// Returns the value by the type that the schema gives to `key`. Text may be a JSON string. The server
+/// reports a value that has neither type, and an unknown key.
+fn typed(key: &str, value: &str) -> Value {
+    let json = serde_json::from_str(value);
+    match json {
+        Ok(Value::String(_)) | Err(_) => json.unwrap_or_else(|_| value.into()),
+        Ok(_) if takes_text(key, value) => value.into(),
+        Ok(json) => json,
+    }
+}
+
+/// Whether the schema accepts this text as the value of a key of `[[backends]]`.
+fn takes_text(key: &str, text: &str) -> bool {
+    let entry = Map::from_iter([(key.to_owned(), text.into())]);
+    serde_json::from_value::<BackendSettings>(Value::Object(entry)).is_ok()
 }
 
 fn read<'a, T: Deserialize<'a>>(body: &'a str) -> Result<T, OperateError> {
@@ -197,13 +215,24 @@ mod tests {
             "pin=true",
             r#"models=["m"]"#,
             "version=0.32",
+            "group=7",
+            "api_key=12345678",
+            "profile=true",
+            "server_name=null",
+            "api_key_file=1e3",
+            r#"kv_events="tcp://h:1""#,
+            "kv_capacity_tokens=5000",
+            r#"decode_prior={"free_streams":2}"#,
         ];
         let Action::Add(args) = TestCommand::try_parse_from(line).unwrap().args.action else {
             panic!()
         };
         let expected = serde_json::json!({
             "name": "e9", "url": "http://h:8000", "engine": "vllm", "streams_max": 64,
-            "pin": true, "models": ["m"], "version": 0.32,
+            "pin": true, "models": ["m"], "version": "0.32", "group": "7", "api_key": "12345678",
+            "profile": "true", "server_name": "null", "api_key_file": "1e3",
+            "kv_events": "tcp://h:1", "kv_capacity_tokens": 5000,
+            "decode_prior": {"free_streams": 2},
         });
         assert_eq!(entry(&args), expected);
         for wrong in ["engine", "=x", "name=x"] {
