@@ -21,8 +21,8 @@ impl Settings {
     /// Reads a configuration in TOML.
     ///
     /// # Errors
-    /// Every [`Problem`] in it, in the order of the file; those of the whole file come first. A
-    /// file whose sections cannot be distinguished is not checked further.
+    /// Every [`Problem`] in it, in the order of the file; those of the whole file come first. Of a
+    /// file that is not TOML the syntax errors alone.
     ///
     /// ```
     /// use tidegate_settings::Settings;
@@ -37,26 +37,18 @@ impl Settings {
     pub fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
         let (tree, errors) = Tree::parse(text);
         let mut problems = not_toml(errors);
-        if problems.is_empty() {
-            return match check(tree, RemovedParts::default(), &mut problems) {
-                Some(mut settings) if problems.is_empty() => {
-                    let is_source = |backend: &mut BackendSettings| backend.is_source();
-                    settings.sources = settings.backends.extract_if(.., is_source).collect();
-                    settings.text_hash = crate::reload::text_hash(text);
-                    Ok(settings)
-                }
-                _ => Err(problems),
-            };
+        if !problems.is_empty() {
+            return Err(problems);
         }
-        if let Some((rest, removed)) = without(text, &problems) {
-            let (tree, errors) = Tree::parse(&rest);
-            if errors.is_empty() {
-                // Only the problems are used: the settings lack the lines that are not TOML.
-                check(tree, removed, &mut problems);
+        match check(tree, RemovedParts::default(), &mut problems) {
+            Some(mut settings) if problems.is_empty() => {
+                let is_source = |backend: &mut BackendSettings| backend.is_source();
+                settings.sources = settings.backends.extract_if(.., is_source).collect();
+                settings.text_hash = crate::reload::text_hash(text);
+                Ok(settings)
             }
+            _ => Err(problems),
         }
-        problems.sort_by_key(|problem| problem.line);
-        Err(problems)
     }
 }
 
@@ -130,25 +122,6 @@ fn not_toml(errors: Vec<(usize, String)>) -> Vec<Problem> {
         ..Problem::new("", format!("not TOML: {message}"))
     };
     first.into_iter().take(PROBLEMS_MAX).map(problem).collect()
-}
-
-/// Returns the text without the lines that are not TOML, so that the rest can be checked too, and the
-/// keys on those lines. `None` if one of them is a section head: the section of the keys after it is
-/// unknown.
-fn without(text: &str, problems: &[Problem]) -> Option<(String, RemovedParts)> {
-    let (mut rest, mut removed) = (String::with_capacity(text.len()), RemovedParts::default());
-    for (n, line) in text.split('\n').enumerate() {
-        if problems.iter().all(|problem| problem.line != Some(n + 1)) {
-            rest += line;
-        } else if line.trim_start().starts_with('[') {
-            return None;
-        } else {
-            let key = line.split(['=', ' ', '\t', '.']).find(|word| !word.is_empty());
-            removed.add_key(key.unwrap_or_default());
-        }
-        rest.push('\n');
-    }
-    Some((rest, removed))
 }
 
 /// Appends the problems of a file that is TOML, in its order. Returns the settings if they could be

@@ -71,16 +71,14 @@ fn an_empty_file_is_an_error_for_its_missing_backends() {
 }
 
 #[test]
-fn a_line_that_is_not_toml_does_not_hide_other_errors() {
+fn a_file_that_is_not_toml_reports_only_its_syntax_errors() {
     section(
         "[slo]\nttft_seconds = 1s\ntpot_seconds = 0\n[log]\nlevel = info",
         &[
             "not TOML: string values must be quoted, expected literal string, line 2",
-            "slo.tpot_seconds: is 0 (0.001 to 86400 seconds), line 3",
             "not TOML: invalid float, expected `inf`, line 5",
         ],
     );
-    // Name and key are present, although unreadable.
     section(
         "[[auth.keys]]\nname = a\nkey = 'x",
         &[
@@ -88,12 +86,24 @@ fn a_line_that_is_not_toml_does_not_hide_other_errors() {
             "not TOML: invalid literal string, expected `'`, line 3",
         ],
     );
+    section("[server\nthreads = \"x\"", &["not TOML: unclosed table, expected `]`, line 1"]);
+    section("[slo]\n[slo]\nthreads = 1", &["not TOML: duplicate key, line 2"]);
+    // Without a readable backend too.
+    check("x = = 3\n", &["not TOML: extra `=`, expected nothing, line 1"]);
+    check(
+        "[[backends]]\nname = a\n",
+        &["not TOML: string values must be quoted, expected literal string, line 2"],
+    );
 }
 
 #[test]
-fn a_file_without_readable_sections_reports_only_its_syntax_error() {
-    section("[server\nthreads = \"x\"", &["not TOML: unclosed table, expected `]`, line 1"]);
-    section("[slo]\n[slo]\nthreads = 1", &["not TOML: duplicate key, line 2"]);
+fn a_fleet_has_as_many_backends_as_there_are_slots() {
+    let fleet = |count: usize| {
+        let entry = |i| format!("[[backends]]\nname = \"b{i}\"\nurl = \"http://h:{}\"\n", i + 1);
+        (0..count).map(entry).collect::<String>()
+    };
+    check(&fleet(tidegate_types::BACKENDS_MAX), &[]);
+    check(&fleet(4097), &["backends: has 4097 entries (at most 4096), line 1"]);
 }
 
 #[test]

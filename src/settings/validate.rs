@@ -63,8 +63,6 @@ pub(crate) struct RemovedParts {
     paths: Vec<String>,
     /// Keys that are missing because they are misspelt.
     misspelt: BTreeSet<String>,
-    /// Keys whose section is unknown.
-    keys: BTreeSet<String>,
 }
 
 impl RemovedParts {
@@ -76,19 +74,13 @@ impl RemovedParts {
         self.misspelt.insert(path.to_owned());
     }
 
-    pub(crate) fn add_key(&mut self, key: &str) {
-        self.keys.insert(key.to_owned());
-    }
-
     /// Returns whether the part at `path`, a part that contains it, or a part within it was removed.
     fn affect(&self, path: &str) -> bool {
         let inside = |path: &str, other: &str| {
             path.strip_prefix(other)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         };
-        let key = path.rsplit('.').next().unwrap_or(path);
-        self.keys.contains(key)
-            || self.paths.iter().any(|out| inside(path, out) || inside(out, path))
+        self.paths.iter().any(|out| inside(path, out) || inside(out, path))
     }
 }
 

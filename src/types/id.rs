@@ -33,6 +33,9 @@ id! {
     BackendId(u16)
 }
 
+/// Most backends of a fleet: slots of the prefix index, 32 bytes each.
+pub const BACKENDS_MAX: usize = 4096;
+
 impl BackendId {
     /// Puts `value` into this backend's slot of a table by slot, which exists or is the next one.
     ///

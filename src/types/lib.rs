@@ -23,7 +23,7 @@ mod time;
 mod tokens;
 
 pub use buckets::DurationBuckets;
-pub use id::{BackendId, GroupId, PlanNumber, PoolId, RequestId};
+pub use id::{BACKENDS_MAX, BackendId, GroupId, PlanNumber, PoolId, RequestId};
 pub use plan::{Flip, Plan};
 pub use role::{ParseRoleError, Role, RoleCapability, RoleSet};
 pub use slo::Slo;

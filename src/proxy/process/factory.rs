@@ -4,7 +4,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use tidegate_settings::reconcile::{BadEntry, Reconciler, SourceId};
 use tidegate_settings::{BackendSettings, Settings, UpstreamSettings};
-use tidegate_types::{BackendId, GroupId};
+use tidegate_types::{BACKENDS_MAX, BackendId, GroupId};
 
 use crate::backends::bootstrap::Bootstrap;
 use crate::backends::fleet::{Backend, HealthParams, KvCapacity, OutlierParams};
@@ -188,6 +188,14 @@ pub(super) fn desired(
     let in_order = settings.backends.iter().filter_map(|backend| left.remove(&backend.name));
     let mut backends: Vec<BackendSettings> = in_order.collect();
     backends.extend(left.into_values());
+    if backends.len() > BACKENDS_MAX {
+        let without = backends.split_off(BACKENDS_MAX);
+        tracing::error!(
+            "all {BACKENDS_MAX} slots for backends are in use: {} are left out",
+            without.len()
+        );
+        without.iter().for_each(|backend| reconciler.failed(&backend.name));
+    }
     settings.backends = backends;
     reconciler
 }

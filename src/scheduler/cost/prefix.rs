@@ -25,13 +25,11 @@ use crate::cost::matches::HOLDERS;
 use crate::shared_u64::SharedU64;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
-use tidegate_types::{BackendId, Tokens};
+use tidegate_types::{BACKENDS_MAX, BackendId, Tokens};
 
 /// Divisor of the KV memory that gives the capacity assumed for the prefix cache.
 const PREFIX_SHARE: u64 = 2;
 
-/// Most backends in an index, 32 bytes each. The index ignores backends with a higher id.
-const BACKENDS_MAX: usize = 4096;
 /// Lines per set: four cache lines.
 const WAYS: usize = 4;
 /// Lines allocated at once: 4 KiB.

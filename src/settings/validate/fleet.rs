@@ -4,14 +4,12 @@ use http::Uri;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use tidegate_engine::paths::is_administration;
-use tidegate_types::{Role, Seconds};
+use tidegate_types::{BACKENDS_MAX, Role, Seconds};
 
 use super::Findings;
 use crate::profiles;
 use crate::schema::{BackendSettings, Connector, EngineName, KvRole, ScheduleStyle, Settings};
 
-/// Backend ids have 16 bits.
-const BACKENDS_MAX: usize = u16::MAX as usize;
 /// Above the streams of any engine.
 const STREAMS_MAX: u64 = 65_536;
 /// Above the KV capacity of any engine, in tokens.
@@ -46,8 +44,9 @@ pub(super) fn models(settings: &Settings, found: &mut Findings) {
 pub(super) fn backends(settings: &Settings, found: &mut Findings) {
     let hint = "[[backends]] with a name and a url";
     found.required(!settings.backends.is_empty(), "backends", hint);
-    let few = settings.backends.len() <= BACKENDS_MAX;
-    found.check(few, "backends", "there are more than 65,535", "");
+    let count = settings.backends.len();
+    let (problem, hint) = (format!("has {count} entries"), format!("at most {BACKENDS_MAX}"));
+    found.check(count <= BACKENDS_MAX, "backends", &problem, &hint);
     let (mut names, mut engines) = (BTreeMap::new(), BTreeMap::new());
     for (i, backend) in settings.backends.iter().enumerate() {
         let path = |field: &str| format!("backends[{i}].{field}");
