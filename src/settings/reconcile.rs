@@ -49,6 +49,10 @@ pub struct Reconciler {
     /// Names that an operator removed.
     hidden: BTreeSet<String>,
     in_force: BTreeMap<String, BackendSettings>,
+    /// Versions that the last changes replaced.
+    replaced: BTreeMap<String, BackendSettings>,
+    /// Whether changes are to be made that failed before.
+    has_failed: bool,
 }
 
 impl Reconciler {
@@ -98,6 +102,21 @@ impl Reconciler {
         self.changes()
     }
 
+    /// Notes that the last change of this backend could not be made: its previous version is in
+    /// force, and [`Reconciler::again`] returns the change.
+    pub fn failed(&mut self, name: &str) {
+        self.has_failed = true;
+        match self.replaced.remove(name) {
+            Some(old) => drop(self.in_force.insert(name.to_owned(), old)),
+            None => drop(self.in_force.remove(name)),
+        }
+    }
+
+    /// Returns the changes that failed and are still desired.
+    pub fn again(&mut self) -> Vec<BackendChange> {
+        if self.has_failed { self.changes() } else { Vec::new() }
+    }
+
     /// The backends in force, by name.
     pub fn in_force(&self) -> &BTreeMap<String, BackendSettings> {
         &self.in_force
@@ -127,13 +146,17 @@ impl Reconciler {
                 None => changes.push(BackendChange::Join(boxed())),
             }
         }
+        (self.has_failed, self.replaced) = (false, BTreeMap::new());
         for change in &changes {
             match change {
                 BackendChange::Leave(name) => {
                     self.in_force.remove(name);
                 }
                 BackendChange::Join(backend) | BackendChange::Replace(backend) => {
-                    self.in_force.insert(backend.name.clone(), (**backend).clone());
+                    let name = backend.name.clone();
+                    if let Some(old) = self.in_force.insert(name.clone(), (**backend).clone()) {
+                        self.replaced.insert(name, old);
+                    }
                 }
             }
         }

@@ -24,6 +24,26 @@ fn apply(fleet: &mut BTreeMap<String, BackendSettings>, changes: Vec<BackendChan
 }
 
 #[test]
+fn a_change_that_failed_is_returned_again_until_it_is_not_desired() {
+    let mut all = Reconciler::default();
+    all.set(SourceId::File, vec![Ok(backend("a", 1))]);
+    assert!(all.again().is_empty());
+    let two = || vec![Ok(backend("a", 2)), Ok(backend("b", 3))];
+    let (changes, _) = all.set(SourceId::File, two());
+    all.failed("a");
+    all.failed("b");
+    assert_eq!(all.in_force().values().collect::<Vec<_>>(), [&backend("a", 1)]);
+    assert_eq!(all.again(), changes);
+    assert!(all.again().is_empty(), "both were made");
+    all.set(SourceId::File, vec![Ok(backend("a", 1))]);
+    all.set(SourceId::File, two());
+    all.failed("a");
+    all.failed("b");
+    let (changes, _) = all.set(SourceId::File, Vec::new());
+    assert_eq!(changes, [BackendChange::Leave("a".to_owned())], "the version before, and no b");
+}
+
+#[test]
 fn a_name_belongs_to_the_source_with_precedence() {
     let mut all = Reconciler::default();
     all.set(SourceId::Dns, vec![Ok(backend("a", 1))]);

@@ -6,11 +6,12 @@
 //! every pool at once (a replaced one when its successor is up), finishes its requests, and is then
 //! removed from every index.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidegate_scheduler::learn::Priors;
 use tidegate_settings::BackendSettings;
 use tidegate_settings::reconcile::{BackendChange, BadEntry, Reconciler, SourceId};
-use tidegate_types::{BackendId, Flip, GroupId, Moment, Role, Seconds};
+use tidegate_types::{BACKENDS_MAX, BackendId, Flip, GroupId, Moment, Role, Seconds};
 use tokio::sync::{mpsc, oneshot};
 
 use super::operator_backends::OperatorBackends;
@@ -26,8 +27,6 @@ use crate::telemetry::journal::{JournalEntry, Numbers};
 const DRAIN_MAX: Seconds = Seconds(300.0);
 /// Longest time for which a replaced backend takes new work while its successor has not answered.
 const SUCCESSOR_MAX: Seconds = Seconds(30.0);
-/// Most slots: the size of the prefix index.
-const SLOTS_MAX: usize = 4096;
 
 /// Desired backends of a source. A source is a task with a clone of the `mpsc::Sender` of this
 /// type; it sends its whole list at the start and after each change.
@@ -63,6 +62,22 @@ pub struct ChangeCounts {
     pub replaced: usize,
 }
 
+/// Backends with what is wrong with each.
+type Problems = Vec<(String, String)>;
+/// Most problems in one message: a source may list any number of backends.
+const PROBLEMS_SHOWN: usize = 20;
+
+/// Returns problems one a line.
+fn lines(problems: Problems) -> String {
+    let more = problems.len().saturating_sub(PROBLEMS_SHOWN);
+    let shown = problems.into_iter().take(PROBLEMS_SHOWN);
+    let mut lines: Vec<String> = shown.map(|(name, why)| format!("{name}: {why}")).collect();
+    if more > 0 {
+        lines.push(format!("and {more} more"));
+    }
+    lines.join("\n")
+}
+
 /// Builds a backend from its settings for a slot and a configured group.
 pub type BuildBackend =
     Box<dyn Fn(&BackendSettings, BackendId, GroupId) -> Result<Backend, String> + Send>;
@@ -77,6 +92,8 @@ pub struct Membership {
     /// Group name and configured group, by slot.
     groups: Vec<(String, GroupId)>,
     leaving: Vec<Leaving>,
+    /// Why changes could not be made that are tried again, by backend.
+    failed: BTreeMap<String, String>,
 }
 
 /// A backend that is being removed.
@@ -109,6 +126,7 @@ impl Membership {
             operator_backends,
             groups,
             leaving: Vec::new(),
+            failed: BTreeMap::new(),
         }
     }
 }
@@ -122,22 +140,24 @@ impl Control {
             Desired::All(all) => {
                 let (changes, bad) = self.membership.reconciler.set(source, all);
                 let done = self.apply_changes(changes, now + DRAIN_MAX);
-                let lines = bad.iter().map(|bad| format!("{}: {}", bad.name, bad.problem));
-                let mut lines: Vec<String> = lines.collect();
-                lines.extend(done.1);
-                if lines.is_empty() { Ok(done.0) } else { Err(lines.join("\n")) }
+                let bad = bad.into_iter().map(|bad| (bad.name, bad.problem));
+                let lines = lines(bad.chain(done.1).collect());
+                if lines.is_empty() { Ok(done.0) } else { Err(lines) }
             }
             Desired::One(backend, text) => {
                 let name = backend.name.clone();
                 let before = self.membership.reconciler.clone();
                 let changes = self.membership.reconciler.put(source, *backend);
-                let (done, problems) = self.apply_changes(changes, now + DRAIN_MAX);
+                let (done, mut problems) = self.apply_changes(changes, now + DRAIN_MAX);
+                // The changes include those of other backends that failed before.
+                problems.retain(|(failed, _)| *failed == name);
                 if problems.is_empty() {
                     self.membership.operator_backends.add(&name, text);
                     Ok(done)
                 } else {
                     self.membership.reconciler = before;
-                    Err(problems.join("\n"))
+                    self.membership.failed.remove(&name);
+                    Err(lines(problems))
                 }
             }
             Desired::Without { name, now: at_once } => match self.proxy.fleet.named(&name) {
@@ -159,13 +179,25 @@ impl Control {
         }
     }
 
-    /// Applies changes. Returns their counts and the problems. A backend that cannot be built does
+    /// Retries the changes that failed: a slot or an address was in use, or a key file was missing.
+    /// A problem is logged once.
+    pub(super) fn retry_failed(&mut self, now: Moment) {
+        let before = std::mem::take(&mut self.membership.failed);
+        let changes = self.membership.reconciler.again();
+        let (_, mut problems) = self.apply_changes(changes, now + DRAIN_MAX);
+        problems.retain(|(name, problem)| before.get(name) != Some(problem));
+        if !problems.is_empty() {
+            tracing::error!("backends: {}", lines(problems));
+        }
+    }
+
+    /// Applies changes. Returns their counts, and the problems by backend. A backend that cannot be built does
     /// not replace its previous version.
     fn apply_changes(
         &mut self,
         changes: Vec<BackendChange>,
         until: Moment,
-    ) -> (ChangeCounts, Vec<String>) {
+    ) -> (ChangeCounts, Problems) {
         let (mut done, mut problems) = (ChangeCounts::default(), Vec::new());
         for change in changes {
             match change {
@@ -188,7 +220,11 @@ impl Control {
                                 if old.is_some() { &mut done.replaced } else { &mut done.joined };
                             *count += 1;
                         }
-                        Err(problem) => problems.push(format!("{}: {problem}", settings.name)),
+                        Err(problem) => {
+                            self.membership.reconciler.failed(&settings.name);
+                            self.membership.failed.insert(settings.name.clone(), problem.clone());
+                            problems.push((settings.name.clone(), problem));
+                        }
                     }
                 }
             }
@@ -208,8 +244,8 @@ impl Control {
     /// The backend for a free slot.
     fn built(&self, settings: &BackendSettings) -> Result<Arc<Backend>, String> {
         let slot = self.proxy.fleet.free_slot();
-        if slot >= SLOTS_MAX {
-            return Err(format!("all {SLOTS_MAX} slots for backends are in use"));
+        if slot >= BACKENDS_MAX {
+            return Err(format!("all {BACKENDS_MAX} slots for backends are in use"));
         }
         let group = self.group_of(&settings.group_name());
         let backend = (self.membership.make)(settings, BackendId(slot as u16), group)?;

@@ -208,6 +208,7 @@ impl Control {
         if now - self.upkeep_at >= UPKEEP_EVERY {
             self.upkeep_at = now;
             self.proxy.metrics.upkeep();
+            self.retry_failed(now);
         }
     }
 
