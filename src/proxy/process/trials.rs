@@ -106,36 +106,46 @@ impl Trials {
         }
     }
 
-    /// Returns the next pair to try, with a model that both serve.
+    /// Returns the next pair to try, with a model that both serve: a failed one after a while, or one that
+    /// a backend with too few trials lacks.
     fn next(&self, table: &RoutingTable) -> Option<(Pair, Arc<str>)> {
         let now = self.proxy.clock.now();
-        let well: Vec<&Arc<Backend>> = self
-            .seen
-            .iter()
-            .filter(|seen| seen.healthy)
-            .filter_map(|s| s.backend.as_ref())
-            .collect();
-        let tried =
-            |of: &dyn Fn(&Pair) -> bool| self.results.keys().filter(|pair| of(pair)).count();
-        for from in &well {
-            for to in well.iter().filter(|to| to.id != from.id) {
-                let pair = (from.id, to.id);
-                let is_due = match self.results.get(&pair) {
-                    Some(tried) => now - tried.at >= again_after(&tried.result),
-                    None => {
-                        tried(&|pair| pair.0 == from.id) < PEERS_MAX
-                            || tried(&|pair| pair.1 == to.id) < PEERS_MAX
-                    }
-                };
-                if is_due
-                    && may_hand_over(table, from, to)
-                    && let Some(model) = model(table, pair)
-                {
-                    return Some((pair, model));
-                }
-            }
+        let again = self.results.iter().filter(|(_, t)| now - t.at >= again_after(&t.result));
+        let mut again = again.filter_map(|(pair, _)| self.ready(table, *pair));
+        again.next().or_else(|| self.untried(table))
+    }
+
+    fn untried(&self, table: &RoutingTable) -> Option<(Pair, Arc<str>)> {
+        // Trials of each backend, as the first and as the second.
+        let mut counts = vec![(0, 0); self.seen.len()];
+        for (from, to) in self.results.keys() {
+            counts[from.index()].0 += 1;
+            counts[to.index()].1 += 1;
         }
-        None
+        let healthy = self.seen.iter().filter(|seen| seen.healthy);
+        let healthy: Vec<BackendId> =
+            healthy.filter_map(|seen| Some(seen.backend.as_ref()?.id)).collect();
+        let new = |pair: Pair| match self.results.contains_key(&pair) {
+            true => None,
+            false => self.ready(table, pair),
+        };
+        healthy.iter().find_map(|one| {
+            let (first, second) = counts[one.index()];
+            let mut others = healthy.iter().filter(|other| *other != one);
+            let from = || others.clone().find_map(|other| new((*one, *other)));
+            let from = if first < PEERS_MAX { from() } else { None };
+            from.or_else(|| {
+                (second < PEERS_MAX).then(|| others.find_map(|other| new((*other, *one))))?
+            })
+        })
+    }
+
+    /// Returns the pair with a model that both serve, if requests may be split over it.
+    fn ready(&self, table: &RoutingTable, pair: Pair) -> Option<(Pair, Arc<str>)> {
+        let healthy =
+            |id: BackendId| self.seen.get(id.index()).filter(|seen| seen.healthy)?.backend.as_ref();
+        let (from, to) = (healthy(pair.0)?, healthy(pair.1)?);
+        may_hand_over(table, from, to).then(|| model(table, pair))?.map(|model| (pair, model))
     }
 
     async fn try_pair(&mut self, (from, to): Pair, model: &str) {
