@@ -68,8 +68,9 @@ pub const HEADROOM: f64 = 0.1;
 /// Share of the placed prefill work that the late class receives while feasible requests wait.
 /// - Unit: share. Setting: `queue.late_class_share`. Source: above 0, so that the late class does not
 ///   starve.
-/// - Range: 0 and 0.02. Effect: 0.00 points in the mean at 0, −0.08 to +0.05 by column. Under
-///   sustained overload each 0.01 costs the feasible class about 0.5 points.
+/// - Range: 0 to 0.1. Effect: 0.00 points in the mean at 0, −0.08 to +0.05 by column; −0.05 on tuning
+///   and −0.27 on held-out cells at 0.1 (two draws, −1.4 on the worst cell). Under sustained overload
+///   each 0.01 costs the feasible class about 0.5 points.
 pub const LATE_CLASS_SHARE: f64 = 0.02;
 
 /// Order of the late class: shortest job first with aging. A late request is served as if it had
@@ -114,7 +115,7 @@ pub const DEMAND_WINDOW: Seconds = Seconds(10.0);
 
 /// Share of a decode engine's idle time that spilled prefills are expected to use. The planner adds
 /// it to the prefill capacity of a split.
-/// - Unit: share. Source: an estimate; the share that is used was not measured.
+/// - Unit: share. Source: not recorded; the share that is used was not measured.
 /// - Range: 0 to 0.6 (two draws). Effect on tuning and held-out cells: 0.00 and −0.07 points at 0 (−0.85
 ///   on the worst cell), +0.03 and +0.03 at 0.6 (−0.32). With other rules removed, 0 costs 0.4 points
 ///   on regime 60 s ×1.62.
@@ -128,7 +129,7 @@ pub const REGRET_MEMORY: Seconds = Seconds(600.0);
 
 /// Price of a flip: lost requests per stream that uninterrupted prefill chunks would make late on the
 /// flipped engine, at least that of one stream.
-/// - Unit: requests per stream. Source: an estimate, below 1 because placement sends no prompt to
+/// - Unit: requests per stream. Source: not recorded; below 1 because placement sends no prompt to
 ///   streams without slack.
 /// - Range: 0.17 to 1. Effect: at most 0.5 points.
 pub const SWITCH_PRICE: f64 = 0.5;
@@ -142,33 +143,39 @@ pub const SWITCH: Seconds = Seconds(5.0);
 
 /// One engine per this many engines of a group, and at least one, may be unavailable for a role switch
 /// at the same time.
-/// - Unit: engines. Source: an estimate, so that at most a quarter of the capacity is unavailable.
-/// - Range: 2 to 8 with a switch of 5 s (two draws). Effect: none; the planner switches one engine at
-///   a time on these cells.
+/// - Unit: engines. Source: not recorded. A quarter of the capacity is unavailable at most.
+/// - Range: 2 to 8 with a switch of 5 s (two draws). Effect: none on these cells; the cause
+///   was not examined.
 pub const AWAY_SHARE: usize = 4;
 
 /// Engines whose ratio of decode to prefill time differs from the group's median by less than this
 /// factor have no comparative advantage.
 /// - Unit: factor. Source: fitted costs of equal engines differ by a few percent, H100 and A100 by a
 ///   factor of 2.
-/// - Range: not tried.
+/// - Range: 1.1 and 1.5 (two draws; H100 and A100 mixed in some held-out cells). Effect on tuning and
+///   held-out cells: 0.00 and −0.01 points at 1.1, −0.01 and −0.10 at 1.5 (−1.67 on the worst cell).
+///   Without comparative advantage, four H100 and four A100 have .84 instead of .91 on regime 60 s
+///   ×0.8.
 pub const ALIKE: f64 = 1.25;
 
 /// Prompt tokens of the reference request, by which engines are compared.
-/// - Unit: tokens. Source: the order of magnitude of a chat prompt.
-/// - Range: not tried.
+/// - Unit: tokens. Source: not recorded.
+/// - Range: 250 and 4,000 (two draws). Effect on tuning and held-out cells: +0.05 and 0.00 points at
+///   250, +0.02 and −0.03 at 4,000 (−0.5 and −0.3 on the worst cell).
 pub const REFERENCE_TOKENS: Tokens = Tokens(1000);
 
 /// Streams of the reference decode step, by which engines are compared.
-/// - Unit: streams. Source: a lightly loaded engine, whose step is dominated by reading the weights.
-/// - Range: not tried.
+/// - Unit: streams. Source: not recorded.
+/// - Range: 64 (two draws). Effect on tuning and held-out cells: +0.01 and 0.00 points (−0.4 on the
+///   worst cell).
 pub const REFERENCE_STREAMS: u32 = 16;
 
 // Proxy: retries, pauses and priors around the decisions.
 
 /// Expected output tokens before the first answer.
-/// - Unit: tokens. Source: an estimate; eight answers of a class outweigh it.
-/// - Range: not tried.
+/// - Unit: tokens. Source: not recorded. Eight answers of a class weigh as much.
+/// - Range: 64 and 1,024 (two draws). Effect on tuning and held-out cells: at most 0.03 points (−0.3
+///   on the worst cell).
 pub const OUTPUT_PRIOR: Tokens = Tokens(256);
 
 /// Most placements of one request in a pass while other requests win the race for the capacity; after
@@ -179,8 +186,8 @@ pub const RACES_MAX: u32 = 4;
 
 /// Longest time between two passes over the queue. Every change of capacity starts a pass; this bounds
 /// the delay after a lost wake-up.
-/// - Unit: seconds. Source: an estimate, a quarter of the default TTFT target.
-/// - Range: not tried.
+/// - Unit: seconds. Source: not recorded.
+/// - Range: 1 s (two draws). Effect: 0.00 points; no wake-up is lost in the simulator.
 pub const LONGEST_PAUSE: Seconds = Seconds(0.25);
 
 /// Duty cycle of the control loop: pause after a step as a multiple of its usual duration, at most
@@ -190,7 +197,6 @@ pub const LONGEST_PAUSE: Seconds = Seconds(0.25);
 pub const PAUSE_FACTOR: f64 = 50.0;
 
 /// Longest pause of the control loop.
-/// - Unit: seconds. Source: below one decode step at the default TPOT target of 30 ms, because slack is
-///   sampled at this interval.
+/// - Unit: seconds. Source: not recorded. Slack is at most this old when streams are checked.
 /// - Range: not tried; slack is exact in the simulator.
 pub const PAUSE_MAX: Seconds = Seconds(0.02);

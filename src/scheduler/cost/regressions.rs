@@ -202,7 +202,8 @@ impl TransferRegression {
         self.regression.observe(class(tokens.get(), [512, 2048, 8192]), features, took.get());
     }
 
-    /// Adds an interval observation: the hand-off took between `least` and `most`. It     /// fit only if the prediction lies outside the interval. An upper bound below
+    /// Adds an interval observation: the hand-off took between `least` and `most`. It changes the
+    /// regression only if the prediction lies outside the interval. An upper bound below
     /// [`HAND_OFF_MIN`] counts as that: the bounds are differences of measured and predicted times
     /// and may be negative.
     pub fn observe_between(&mut self, tokens: Tokens, least: Seconds, most: Seconds) {

@@ -1,4 +1,4 @@
-//! Tests of the fits against synthetic data.
+//! Tests of the regressions against synthetic data.
 
 use super::*;
 use proptest::prelude::*;
@@ -49,7 +49,7 @@ proptest! {
         }
     }
 
-    /// With a knee above a hundred streams, few of these draws lie beyond it, and one fit in a
+    /// With a knee above a hundred streams, few of these draws lie beyond it, and one regression in a
     /// thousand treats them as outliers until it has more observations.
     #[test]
     fn a_decode_regression_predicts_within_a_tenth_despite_outliers(

@@ -33,7 +33,7 @@ const SWEEPS_MAX: usize = 300;
 /// directions in which the observations have no spread.
 const DAMPING: f64 = 0.002;
 
-/// Online fit of `target ≈ Σ coefficients[i]·features[i]`, every coefficient at least 0.
+/// Online regression of `target ≈ Σ coefficients[i]·features[i]`, every coefficient at least 0.
 #[derive(Clone, Debug)]
 pub(super) struct RobustRegression<const D: usize> {
     coefficients: [f64; D],
