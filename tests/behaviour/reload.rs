@@ -259,6 +259,64 @@ async fn the_settings_in_force_are_shown_without_secrets_and_another_version_is_
     assert_eq!(view["settings"]["slo"]["ttft_seconds"], 9.0);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_missing_is_read_when_it_appears() {
+    let fleet = Emulated::start(1).await;
+    let engines = [vllm("e0", fleet.url(0), FREE)];
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let file = at("tidegate.toml");
+    let proxy = Proxy::from_file(&file, "", &engines).await;
+    let (client, engine) = (at("client-key"), at("engine-key"));
+    let top = format!("[[auth.keys]]\nname = \"a\"\nkey_file = \"{}\"\n", client.display());
+    let with = format!("{}api_key_file = \"{}\"\n", text(&top, &engines), engine.display());
+    std::fs::write(&file, with).unwrap();
+    proxy.reload();
+    until("both files are missing", || proxy.reload_errors().len() == 2).await;
+    std::fs::write(&client, KEY).unwrap();
+    until("one file is missing", || proxy.reload_errors().len() == 1).await;
+    assert_eq!(proxy.revision(), 1);
+    std::fs::write(&engine, "engine-key").unwrap();
+    until("the settings are in force", || proxy.revision() == 2).await;
+    until("no error is left", || proxy.reload_errors().is_empty()).await;
+    assert_eq!(chat(&proxy, "m", 1, None).await.status, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_over_http_read_no_file_outside_the_configuration_directory() {
+    let fleet = Emulated::start(2).await;
+    let engines = [vllm("e0", fleet.url(0), FREE)];
+    let directory = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let file = directory.path().join("tidegate.toml");
+    let proxy = Proxy::from_file(&file, "", &engines).await;
+    let (own, foreign) = (directory.path().join("key"), elsewhere.path().join("key"));
+    std::fs::write(&own, KEY).unwrap();
+    std::fs::write(&foreign, KEY).unwrap();
+    let check = async |path: &Path| {
+        let top = format!("[[auth.keys]]\nname = \"a\"\nkey_file = \"{}\"\n", path.display());
+        let mut request = post("/v1/config/check", text(&top, &engines));
+        request.headers_mut().insert("content-type", "application/toml".parse().unwrap());
+        send(proxy.admin, request).await.json()
+    };
+    assert_eq!(check(&own).await["ok"], true);
+    let refused = check(&foreign).await;
+    let error = refused["errors"][0].as_str().unwrap();
+    assert!(error.starts_with("auth.keys[0].key_file: ") && error.contains("over HTTP"), "{error}");
+    let absent = check(&elsewhere.path().join("absent")).await;
+    let same = absent["errors"][0].as_str().unwrap().replace("absent", "key");
+    assert_eq!(same, error, "whether a file exists does not show");
+
+    let entry = |path: &Path| {
+        let (url, path) = (fleet.url(1), path.display());
+        format!(r#"{{"name":"e1","url":"{url}","engine":"vllm","api_key_file":"{path}"}}"#)
+    };
+    let answer = proxy.add(&entry(&foreign)).await;
+    assert_eq!(answer.status, 400);
+    assert!(answer.body.contains("backends[0].api_key_file"), "{}", answer.body);
+    assert_eq!(proxy.add(&entry(&own)).await.status, 200);
+}
+
 #[cfg(debug_assertions)]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_loads_the_settings_once() {

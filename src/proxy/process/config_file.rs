@@ -12,6 +12,7 @@ use crate::backends::expand;
 use crate::control::{Desired, FleetUpdate, KnownModel, Revision};
 use crate::dispatch::context::Proxy;
 use crate::dispatch::settings_in_force::{LastReload, Secrets, Trigger};
+use crate::process::file_references;
 use crate::process::files::{self, Files};
 use crate::runtime::file_stamp::{Stamp, stamp};
 use crate::telemetry::log;
@@ -20,6 +21,8 @@ use crate::telemetry::log;
 pub struct ConfigFile {
     proxy: Arc<Proxy>,
     path: PathBuf,
+    /// Files that the settings read last name, whether those came into force or had errors.
+    named: Vec<PathBuf>,
     /// File versions at the last read and at the previous check. A changed file is read once two
     /// checks have seen the same version, so that a file being written is not read.
     read: Vec<Stamp>,
@@ -46,35 +49,37 @@ impl ConfigFile {
     ) -> Option<ConfigFile> {
         let settings = proxy.settings.load();
         let path = settings.values.file.clone()?;
-        let stamps = stamps(&path, &settings.values);
+        let named = named(&settings.values);
+        let stamps = stamps(&path, &named);
         // A change after the start of the process, which takes seconds, is found by the first
         // check.
         let read = if is_in_force(&path, &settings.values) { stamps } else { Vec::new() };
         let proxy = Arc::clone(proxy);
-        Some(ConfigFile { proxy, path, seen: read.clone(), read, revisions, updates })
+        Some(ConfigFile { proxy, path, named, seen: read.clone(), read, revisions, updates })
     }
 
     /// Reads the file if `forced`, or if a changed file has kept its version since the previous
     /// check. If there are errors, all are reported and the settings in force stay.
     pub async fn check(&mut self, forced: bool) {
-        let in_force = self.proxy.settings.load_full();
-        let now = stamps(&self.path, &in_force.values);
+        let now = stamps(&self.path, &self.named);
         let is_stable =
             now.first().is_some_and(Option::is_some) && now == self.seen && now != self.read;
         self.seen.clone_from(&now);
         if !forced && !is_stable {
             return;
         }
-        self.read = now;
         let path = self.path.clone();
         let reading = tokio::task::spawn_blocking(move || read(&path));
         let trigger = if forced { Trigger::Signal } else { Trigger::FileChange };
-        match reading.await.unwrap_or_else(|error| Err(vec![error.to_string()])) {
-            Ok((verified, versions)) => {
-                self.seen.clone_from(&versions);
-                self.read = versions;
-                self.put_in_force(verified, trigger).await;
-            }
+        let (named, versions, read) = match reading.await {
+            Ok(read) => read,
+            Err(error) => (self.named.clone(), now, Err(vec![error.to_string()])),
+        };
+        self.named = named;
+        self.seen.clone_from(&versions);
+        self.read = versions;
+        match read {
+            Ok(verified) => self.put_in_force(verified, trigger).await,
             Err(errors) => {
                 let shown = self.path.display();
                 let lines = errors.join("\n");
@@ -131,30 +136,51 @@ fn is_in_force(path: &Path, settings: &Settings) -> bool {
     std::fs::read_to_string(path).is_ok_and(|text| text_hash(&text) == settings.text_hash)
 }
 
-/// Versions of the settings file and of the files that it names and that can be reloaded.
-fn stamps(path: &Path, settings: &Settings) -> Vec<Stamp> {
-    std::iter::once(stamp(path)).chain(named(settings)).collect()
+/// Versions of the settings file and of the files that it names.
+fn stamps(path: &Path, named: &[PathBuf]) -> Vec<Stamp> {
+    std::iter::once(stamp(path)).chain(named.iter().map(|path| stamp(path))).collect()
 }
 
-fn named(settings: &Settings) -> impl Iterator<Item = Stamp> {
-    let keys = settings.auth.keys.iter().filter_map(|key| key.key_file.as_ref());
-    let models = settings.models.iter().flat_map(|model| {
-        [&model.tokenizer, &model.tokenizer_config, &model.chat_template].into_iter().flatten()
-    });
-    let named = keys.chain(models).chain(&settings.admin.token_file);
-    named.map(|path| stamp(path))
+/// Files whose change is a change of the settings.
+fn named(settings: &Settings) -> Vec<PathBuf> {
+    let all = file_references::reloadable(settings);
+    all.into_iter().map(|one| one.path.to_owned()).collect()
 }
 
-/// Reads and verifies a file. Also returns the versions of the files, taken before each was read.
+/// Files that decide whether the settings can be used.
+fn needed(settings: &Settings) -> Vec<PathBuf> {
+    let keys = file_references::of_backends(&settings.backends);
+    let fixed = file_references::fixed(settings).into_iter().map(Path::to_owned);
+    named(settings)
+        .into_iter()
+        .chain(keys.into_iter().map(|one| one.path.to_owned()))
+        .chain(fixed)
+        .collect()
+}
+
+/// The files that were read, their versions before that, and the settings or all errors.
+type Read = (Vec<PathBuf>, Vec<Stamp>, Result<Verified, Vec<String>>);
+
+/// Reads and verifies a file. After an error the files include those that only decide whether the
+/// settings can be used, so that a missing one is noticed when it appears.
 #[allow(clippy::disallowed_methods, reason = "the settings file")]
-fn read(path: &Path) -> Result<(Verified, Vec<Stamp>), Vec<String>> {
+fn read(path: &Path) -> Read {
     let version = stamp(path);
     let text = std::fs::read_to_string(path)
-        .map_err(|error| vec![format!("cannot read {}: {error}", path.display())])?;
-    let mut settings = parse(&text)?;
-    settings.file = Some(path.to_owned());
-    let versions = std::iter::once(version).chain(named(&settings)).collect();
-    Ok((verify(settings)?, versions))
+        .map_err(|error| vec![format!("cannot read {}: {error}", path.display())]);
+    let settings = match text.and_then(|text| parse(&text)) {
+        Ok(settings) => Settings { file: Some(path.to_owned()), ..settings },
+        Err(errors) => return (Vec::new(), vec![version], Err(errors)),
+    };
+    let (named, needed) = (named(&settings), needed(&settings));
+    let versions = |files: &[PathBuf]| {
+        std::iter::once(version).chain(files.iter().map(|path| stamp(path))).collect::<Vec<_>>()
+    };
+    let (for_named, for_needed) = (versions(&named), versions(&needed));
+    match verify(settings) {
+        Ok(verified) => (named, for_named, Ok(verified)),
+        Err(errors) => (needed, for_needed, Err(errors)),
+    }
 }
 
 /// Parses settings.

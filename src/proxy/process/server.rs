@@ -7,7 +7,7 @@ use pingora_core::services::background::background_service;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use tidegate_settings::Settings;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::dispatch::context::Proxy;
 use crate::listener::downstream::DataApp;
@@ -180,7 +180,13 @@ fn server(
     };
     let admin = PortService {
         name: "admin",
-        app: Arc::new(AdminApp { proxy, commands, fleet_updates, what_if: Arc::new(what_if) }),
+        app: Arc::new(AdminApp {
+            proxy,
+            commands,
+            fleet_updates,
+            checks: Arc::new(Semaphore::new(1)),
+            what_if: Arc::new(what_if),
+        }),
         listeners: vec![sockets.admin],
         tls: admin_tls,
         phases: drain.switches.admin(),

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::{AdminApp, Answer, json, parsed, problem};
 use crate::control::{Desired, FleetUpdate};
+use crate::process::file_references::{self, Permitted};
 
 impl AdminApp {
     /// `POST /v1/backends`: adds a backend with the keys of `[[backends]]`, or replaces the one with
@@ -29,6 +30,12 @@ impl AdminApp {
                 return problem(StatusCode::BAD_REQUEST, lines.join("\n"));
             }
         };
+        let settings = self.proxy.settings.load_full();
+        let named = file_references::of_backends(std::slice::from_ref(&backend));
+        let refused = Permitted::by(&settings.values).problems(&named);
+        if !refused.is_empty() {
+            return problem(StatusCode::BAD_REQUEST, refused.join("\n"));
+        }
         self.update(Desired::One(Box::new(backend), text)).await
     }
 

@@ -4,6 +4,7 @@ use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use serde::Serialize;
 use std::path::Path;
+use std::sync::Arc;
 use tidegate_settings::Settings;
 use tidegate_settings::reload::reload;
 
@@ -11,6 +12,7 @@ use super::{AdminApp, Answer, body_of, json, problem};
 use crate::dispatch::context::Proxy;
 use crate::dispatch::settings_in_force::{LastReload, Trigger};
 use crate::process::config_file;
+use crate::process::file_references::{self, Permitted};
 
 /// Largest settings file that is checked, in bytes; one with 1,000 backends has about 0.3 MB.
 const TEXT_MAX: usize = 4 << 20;
@@ -57,7 +59,8 @@ pub(super) fn config(proxy: &Proxy) -> Answer {
 
 impl AdminApp {
     /// `POST /v1/config/check`: all errors of a settings file in the body, and what a reload of it
-    /// would change. Files that it names are read, except those of settings that need a restart.
+    /// would change. Files that it names are read if [`Permitted`], except those of settings that
+    /// need a restart. One check runs at a time.
     pub(super) async fn check_config(&self, request: Request<Incoming>) -> Answer {
         let body = match body_of(request, TEXT_MAX).await {
             Ok(body) => body,
@@ -66,9 +69,15 @@ impl AdminApp {
         let Ok(text) = String::from_utf8(body.to_vec()) else {
             return problem(StatusCode::BAD_REQUEST, "the body is not UTF-8".to_owned());
         };
+        let Ok(one) = Arc::clone(&self.checks).try_acquire_owned() else {
+            return problem(StatusCode::CONFLICT, "another check is running".to_owned());
+        };
         let in_force = self.proxy.settings.load_full();
         // On a blocking thread: tokenizers are read and host names are resolved.
-        let checking = tokio::task::spawn_blocking(move || check(&in_force.values, &text));
+        let checking = tokio::task::spawn_blocking(move || {
+            let _one = one;
+            check(&in_force.values, &text)
+        });
         match checking.await {
             Ok(view) => json(StatusCode::OK, &view),
             Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
@@ -82,7 +91,14 @@ fn check(in_force: &Settings, text: &str) -> CheckView {
         Ok(wanted) => wanted,
         Err(errors) => return failed(errors),
     };
-    let verified = match config_file::verify(reload(in_force, wanted.clone()).settings) {
+    let merged = reload(in_force, wanted.clone()).settings;
+    let mut named = file_references::reloadable(&merged);
+    named.extend(file_references::of_backends(&merged.backends));
+    let refused = Permitted::by(in_force).problems(&named);
+    if !refused.is_empty() {
+        return failed(refused);
+    }
+    let verified = match config_file::verify(merged) {
         Ok(verified) => verified,
         Err(errors) => return failed(errors),
     };

@@ -33,7 +33,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_types::{Role, Seconds};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::control::{FleetUpdate, Hold, RoleCommand};
@@ -66,6 +66,8 @@ pub struct AdminApp {
     pub commands: mpsc::Sender<RoleCommand>,
     /// Channel for added and removed backends.
     pub fleet_updates: mpsc::Sender<FleetUpdate>,
+    /// Permit of one check of settings.
+    pub checks: Arc<Semaphore>,
     /// Simulations on recent arrivals.
     pub what_if: Arc<WhatIf>,
 }
