@@ -62,7 +62,7 @@ pub enum UnroutableReason {
     Unpaired,
 }
 
-/// Returns the backend for `job` with the least predicted completion time tier those with
+/// Returns the backend for `job` with the least predicted completion time among those with
 /// capacity; backends that keep the TTFT deadline come before those that do not.
 ///
 /// A role is a preference: in a group that has lost every prefill or every decode backend, the
