@@ -49,6 +49,17 @@ pub enum WaitReason {
     DecodeBusy,
 }
 
+impl RouteDecision {
+    /// Returns the predicted prefill work of a route; `None` without one.
+    fn predicted(&self) -> Option<Seconds> {
+        match self {
+            RouteDecision::Prefill { predicted, .. }
+            | RouteDecision::Colocated { predicted, .. } => Some(*predicted),
+            RouteDecision::Wait(_) | RouteDecision::Unroutable(_) => None,
+        }
+    }
+}
+
 /// Why no backend can take the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum UnroutableReason {
@@ -205,7 +216,12 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
             }
         }
         let best = self.best().filter(|choice| !self.waits_for_holder(choice));
-        if let Some(holder) = self.stalled_holder.filter(|holder| replaces(holder, best.as_ref())) {
+        // The prefix cache of a holder saves most of the work of any other route; it is used without
+        // slack, too, if there is no other route.
+        let work = best.as_ref().and_then(RouteDecision::predicted);
+        let saves =
+            |holder: &Candidate| work.is_none_or(|work| holder.predicted * HOLDER_SAVES < work);
+        if let Some(holder) = self.stalled_holder.filter(saves) {
             return colocated_on(holder);
         }
         best.unwrap_or_else(|| self.no_route(backends.is_empty()))
@@ -216,11 +232,8 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
     /// the wait keeps the TTFT deadline. A request that misses the deadline anyway waits at most as
     /// long as the other prefill takes.
     fn waits_for_holder(&self, choice: &RouteDecision) -> bool {
-        let Some(holder) = self.holder else { return false };
-        let predicted = match choice {
-            RouteDecision::Prefill { predicted, .. }
-            | RouteDecision::Colocated { predicted, .. } => *predicted,
-            RouteDecision::Wait(_) | RouteDecision::Unroutable(_) => return false,
+        let (Some(holder), Some(predicted)) = (self.holder, choice.predicted()) else {
+            return false;
         };
         let after = holder.hand_off + self.params.slo.tpot;
         holder.predicted * HOLDER_SAVES < predicted
@@ -267,9 +280,10 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
             let step = load.step_with(self.job.prompt);
             self.decode_step[slot] = self.decode_step[slot].min(step);
         }
+        let may_colocate = decode_capacity && load.colocates;
         if !evaluation.has_prefill_capacity() {
-            let colocates = decode_capacity && load.colocates && evaluation.holds_most();
-            if cached > Tokens::ZERO && (load.role.takes_prefill() || colocates) {
+            let takes = load.role.takes_prefill() || may_colocate && evaluation.holds_most();
+            if cached > Tokens::ZERO && takes {
                 let busy = evaluation.prefill();
                 if self.holder.is_none_or(|holder| busy.predicted < holder.predicted) {
                     self.holder = Some(busy);
@@ -278,7 +292,6 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
             return;
         }
         self.startable |= load.role.takes_prefill();
-        let may_colocate = decode_capacity && load.colocates;
         if may_colocate && (load.role == Role::Mixed || evaluation.has_slack()) {
             let spills = load.role != Role::Mixed && evaluation.stalls_streams();
             let best = if spills { &mut self.spill } else { &mut self.colocated };
@@ -402,17 +415,6 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
         } else {
             RouteDecision::Wait(WaitReason::PrefillBusy)
         }
-    }
-}
-
-/// Whether a request goes to a holder whose streams it stalls instead of as `choice` says: the prefix
-/// cache saves most of the work of `choice`, or there is none.
-fn replaces(holder: &Candidate, choice: Option<&RouteDecision>) -> bool {
-    match choice {
-        Some(
-            RouteDecision::Prefill { predicted, .. } | RouteDecision::Colocated { predicted, .. },
-        ) => holder.predicted * HOLDER_SAVES < *predicted,
-        _ => true,
     }
 }
 
