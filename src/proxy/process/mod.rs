@@ -6,6 +6,7 @@ mod config_file;
 mod desired;
 mod directories;
 mod factory;
+mod file_access;
 mod file_references;
 pub mod files;
 #[cfg(feature = "kubernetes")]
