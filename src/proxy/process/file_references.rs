@@ -47,11 +47,13 @@ fn present(named: Vec<(String, &Option<PathBuf>)>) -> Vec<FileReference<'_>> {
 
 /// Files of settings that need a restart: a version of the file without them is refused as well.
 pub fn fixed(settings: &Settings) -> Vec<&Path> {
-    let tls = [settings.server.tls.as_ref(), settings.admin.tls.as_ref()].into_iter().flatten();
+    let gateways = &settings.gateways;
+    let tls = [&settings.server.tls, &settings.admin.tls, &gateways.tls].into_iter().flatten();
     let upstream = &settings.upstream;
     let named = tls.flat_map(|tls| [Some(&tls.cert), Some(&tls.key), tls.client_ca_file.as_ref()]);
-    let engines = [&upstream.ca_file, &upstream.client_cert, &upstream.client_key];
-    named.flatten().chain(engines.into_iter().flatten()).map(PathBuf::as_path).collect()
+    let others =
+        [&upstream.ca_file, &upstream.client_cert, &upstream.client_key, &gateways.token_file];
+    named.flatten().chain(others.into_iter().flatten()).map(PathBuf::as_path).collect()
 }
 
 /// The files that settings which arrive over HTTP may name, so that a request cannot probe or send
