@@ -1,5 +1,6 @@
 //! Address of a backend: scheme, host, port and path prefix of its base URL.
 
+use http::header::InvalidHeaderValue;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Uri};
 use std::borrow::Cow;
@@ -59,9 +60,7 @@ impl Address {
 
     /// Sets the engine's API key. `None` if the key has characters that a header cannot contain.
     pub fn with_key(mut self, key: &str) -> Option<Address> {
-        let mut value = HeaderValue::from_str(&format!("Bearer {key}")).ok()?;
-        value.set_sensitive(true);
-        self.key = Some(value);
+        self.key = Some(bearer(key).ok()?);
         Some(self)
     }
 
@@ -74,6 +73,16 @@ impl Address {
         // The concatenation of two valid paths is valid.
         PathAndQuery::try_from(whole).map_or(Cow::Borrowed(target), Cow::Owned)
     }
+}
+
+/// Returns the value of `authorization` with a bearer token, marked as sensitive.
+///
+/// # Errors
+/// The token has characters that a header cannot contain.
+pub fn bearer(token: &str) -> Result<HeaderValue, InvalidHeaderValue> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 impl fmt::Display for Address {

@@ -11,7 +11,7 @@ mod pool;
 mod socket;
 mod tls;
 
-pub use address::{Address, AddressError};
+pub use address::{Address, AddressError, bearer};
 pub use connection::{BrokenOff, EngineAnswer, ExchangeError, Head, UpstreamBody};
 pub use decoded::{ContentCoding, EngineBody, Gathered, coding_of, read_all};
 pub use outgoing::Outgoing;

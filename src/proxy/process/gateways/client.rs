@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Either, Empty, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
@@ -21,8 +21,8 @@ use super::exchange::LoadExchange;
 use super::lines::{LineError, LineReader, Lines, Sum, line, lines};
 use super::pacing::Pacing;
 use super::server::Status;
-use super::{IDENTITY, LOADS_PATH, STATUS_PATH};
-use crate::upstream::{Address, AddressError};
+use super::{IDENTITY, LOADS_PATH, PING, STATUS_PATH};
+use crate::upstream::{Address, AddressError, bearer};
 
 /// Time limit for connecting, including TLS, and for the head of an answer.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
@@ -32,8 +32,6 @@ const STATUS_MAX: Duration = Duration::from_millis(300);
 const STATUS_BYTES_MAX: usize = 4096;
 /// First and longest pause between attempts to reach the leader.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// Interval and time-out of pings.
-const PING: Duration = Duration::from_secs(5);
 
 /// The exchange with another gateway failed.
 #[derive(Debug, Error)]
@@ -181,9 +179,7 @@ impl LoadExchange {
             .uri(format!("{}{path}", address.trim_end_matches('/')))
             .header(IDENTITY, &self.parts.identity);
         if let Some(token) = &self.parts.token {
-            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))?;
-            value.set_sensitive(true);
-            request = request.header(AUTHORIZATION, value);
+            request = request.header(AUTHORIZATION, bearer(token)?);
         }
         request.body(body)
     }

@@ -15,6 +15,7 @@ mod peers;
 mod server;
 
 use std::net::IpAddr;
+use std::time::Duration;
 use tidegate_settings::Settings;
 
 pub use exchange::{ExchangeParts, LoadExchange};
@@ -25,6 +26,8 @@ pub use server::{CONNECTIONS_MAX, LoadServer};
 const LOADS_PATH: &str = "/v1/gateway/loads";
 /// Path of a gateway's identity, and whether it leads.
 const STATUS_PATH: &str = "/v1/gateway";
+/// Interval and time-out of HTTP/2 pings, which detect a peer that has failed.
+const PING: Duration = Duration::from_secs(5);
 /// Header of a stream: the identity of the gateway that opens it.
 const IDENTITY: &str = "x-tidegate-gateway";
 

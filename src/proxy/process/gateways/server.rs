@@ -21,14 +21,12 @@ use tokio::time::timeout;
 
 use super::exchange::LoadExchange;
 use super::lines::{LineReader, Lines, line, lines};
-use super::{IDENTITY, LOADS_PATH, STATUS_PATH};
+use super::{IDENTITY, LOADS_PATH, PING, STATUS_PATH};
 use crate::listener::client_socket::ClientSocket;
 use crate::listener::front::{App, ConnectedClient, is_on};
 
 /// Most connections: two for each of at most 32 gateways, and as many for restarted ones.
 pub const CONNECTIONS_MAX: usize = 128;
-/// Interval and time-out of pings, which detect a peer that has failed.
-const PING: Duration = Duration::from_secs(5);
 /// Longest time without a report, after which a stream is closed.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Longest wait for open streams when the process ends.
