@@ -79,6 +79,32 @@ def targets_reach_the_rules(rendered):
     assert "> 0.5 # [slo] ttft_seconds" in text and "> 0.02 # [slo] tpot_seconds" in text
 
 
+def three_gateways(rendered, file):
+    """Three gateways contend for a Lease that they may write, and reach each other at the exchange's port."""
+    docs = [doc for doc in yaml.safe_load_all((rendered / file).read_text()) if doc]
+    one = lambda kind: next(doc for doc in docs if doc["kind"] == kind)
+    deployment = one("Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    config = next(d["data"]["tidegate.toml"] for d in docs if "tidegate.toml" in d.get("data", {}))
+    gateways = tomllib.loads(config)["gateways"]
+    lease, port = gateways["kubernetes"]["lease"], int(gateways["listen"].rsplit(":", 1)[1])
+    assert deployment["spec"]["replicas"] == 3 and pod["automountServiceAccountToken"], file
+    rules = [r for d in docs if d["kind"] == "Role" for r in d["rules"] if r["resources"] == ["leases"]]
+    writable = [r["verbs"] for r in rules if r.get("resourceNames") == [lease]]
+    assert writable == [["get", "update"]] and ["create"] in [r["verbs"] for r in rules], f"{file}: {rules}"
+    assert "POD_IP" in [env["name"] for env in container["env"]], file
+    assert port in [p["containerPort"] for p in container["ports"]], file
+    peers = [r for r in one("NetworkPolicy")["spec"]["ingress"] if r["ports"][0]["port"] == port]
+    assert [set(p) for r in peers for p in r["from"]] == [{"podSelector"}], f"{file}: {peers}"
+    volume = next(v for v in pod["volumes"] if v["name"] == "gateways")
+    items = [i["path"] for s in volume["projected"]["sources"] for i in s["secret"]["items"]]
+    mount = next(m["mountPath"] for m in container["volumeMounts"] if m["name"] == "gateways")
+    named = {gateways["token_file"], *(gateways["tls"][key] for key in ("cert", "key", "client_ca_file"))}
+    assert named == {f"{mount}/{path}" for path in items}, f"{file}: {named}"
+    assert one("PodDisruptionBudget")["spec"]["minAvailable"] == 2, file
+
+
 def main():
     rendered, rules = map(pathlib.Path, sys.argv[1:3])
     builtin, settings = rendered / "builtin", rendered / "settings"
@@ -91,6 +117,8 @@ def main():
         kept = [doc for doc in docs if not is_custom(doc, path.name)]
         (builtin / path.name).write_text(yaml.safe_dump_all(kept))
     targets_reach_the_rules(rendered)
+    for file in ("helm-ha.yaml", "kustomize-ha.yaml"):
+        three_gateways(rendered, file)
     rules_for_promtool(rules)
 
 
