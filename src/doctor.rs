@@ -4,6 +4,7 @@
 mod engines;
 mod handoff;
 mod host;
+mod tokenizer;
 
 use serde::Serialize;
 use std::io::Write;

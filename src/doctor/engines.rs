@@ -1,16 +1,13 @@
-//! Checks of one engine: reach, identity, ports, clock, tokenizer.
+//! Checks of one engine: reach, identity, ports, clock.
 
-use bytes::Bytes;
-use serde_json::{Value, json};
 use std::time::{Duration, SystemTime};
 use tidegate_engine::EngineKind;
-use tidegate_filters::ModelTokenizer;
-use tidegate_settings::{BackendSettings, Connector, KvRole, ModelSettings, Settings};
+use tidegate_settings::{BackendSettings, Connector, KvRole, Settings};
 use tidegate_signals::facts::DisaggregationMode;
 use tidegate_signals::identity::Identity;
 use tokio::net::TcpStream;
 
-use super::DoctorReport;
+use super::{DoctorReport, tokenizer};
 use crate::ask::{Client, host_of};
 use crate::discover;
 
@@ -18,20 +15,6 @@ use crate::discover;
 const CLOCKS: Duration = Duration::from_secs(2);
 /// Time limit for opening a connection to a side port.
 const CONNECT: Duration = Duration::from_secs(2);
-
-/// Texts on which both tokenizers must agree: languages, code, digits, blanks, control tokens.
-const SAMPLES: [&str; 10] = [
-    "The tide turns twice a day.",
-    "Größe, Übermaß, naïve, façade, Ærø",
-    "東京は夜の七時。上海自来水来自海上。",
-    "Приливы и отливы зависят от Луны.",
-    "def f(x):\n\treturn [i**2 for i in range(x) if i % 3]\n",
-    "  leading and   inner    blanks\n\n\n and lines  ",
-    "1234567890 3.14159 0xDEADBEEF 1e-9",
-    "🌊🚢⚓ 👩‍👩‍👧‍👦",
-    "{\"name\":\"tide\",\"args\":{\"at\":[1,2,3],\"ok\":true}}",
-    "https://example.org/a/b?c=d&e=%20#f don't can't I'll",
-];
 
 /// Checks one engine. Returns a model that it serves, or `None` if it cannot be reached.
 pub async fn check(
@@ -59,7 +42,7 @@ pub async fn check(
     clock(backend, client, report).await;
     for settings in &settings.models {
         if identity.facts.models.iter().any(|model| model.id == settings.name) {
-            tokenizer(settings, backend, client, report).await;
+            tokenizer::check(settings, backend, client, report).await;
         }
     }
     model.or_else(|| backend.models.first().cloned())
@@ -201,56 +184,4 @@ async fn clock(backend: &BackendSettings, client: &Client, report: &mut DoctorRe
         return report.warn(&backend.name, "clock", detail, advice);
     }
     report.ok(&backend.name, "clock", format!("agrees; {latency}"));
-}
-
-/// Token ids of ten samples, here and in the engine.
-async fn tokenizer(
-    model: &ModelSettings,
-    backend: &BackendSettings,
-    client: &Client,
-    report: &mut DoctorReport,
-) {
-    let Some(path) = &model.tokenizer else { return };
-    let (name, check) = (&backend.name, "tokenizer");
-    let loaded = std::fs::read(path).ok();
-    let Some(Ok(tokenizer)) = loaded.map(|json| ModelTokenizer::load(&json, None, None)) else {
-        return report.error(
-            name,
-            check,
-            format!("{} cannot be loaded", path.display()),
-            "replace it",
-        );
-    };
-    let (mut same, mut first) = (0, None);
-    for sample in SAMPLES {
-        let body = json!({ "model": model.name, "prompt": sample, "add_special_tokens": false });
-        let asked = client.post(&backend.url, "/tokenize", Bytes::from(body.to_string()), None);
-        let told = match asked.await {
-            Ok(answer) if answer.status.is_success() => ids(&answer.body),
-            _ => None,
-        };
-        let Some(told) = told else {
-            return report.ok(name, check, "the engine has no /tokenize to compare with");
-        };
-        let here = tokenizer.encode_text(sample, false).unwrap_or_default();
-        same += usize::from(here == told);
-        if here != told && first.is_none() {
-            first = Some(format!("{sample:?}: {} here, {} there", here.len(), told.len()));
-        }
-    }
-    match first {
-        None => report.ok(name, check, format!("equal to the engine's on {same} samples")),
-        Some(first) => report.error(
-            name,
-            check,
-            format!("equal on {same} of {} samples; tokens of {first}", SAMPLES.len()),
-            "use the tokenizer.json of the model that the engine serves",
-        ),
-    }
-}
-
-fn ids(answer: &[u8]) -> Option<Vec<u32>> {
-    let answer: Value = serde_json::from_slice(answer).ok()?;
-    let ids = answer["tokens"].as_array()?.iter().map(|id| id.as_u64()?.try_into().ok());
-    ids.collect()
 }

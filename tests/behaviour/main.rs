@@ -21,6 +21,7 @@ mod connectors;
 mod dashboard;
 mod dead_engines;
 mod discovery;
+mod doctor;
 mod engine_paths;
 mod errors;
 mod explain;

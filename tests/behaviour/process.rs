@@ -25,6 +25,13 @@ pub fn tidegate() -> Command {
     Command::new(env!("CARGO_BIN_EXE_tidegate"))
 }
 
+/// Runs a command and returns its exit code, stdout and stderr.
+pub fn says(args: &[&str]) -> (Option<i32>, String, String) {
+    let output = tokio::task::block_in_place(|| tidegate().args(args).output().unwrap());
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
 pub fn write(text: &str) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tidegate.toml");

@@ -6,15 +6,8 @@ use tidegate_emulator::{EmulatedEngine, EmulatorConfig, SglangMode, VllmConnecto
 
 use crate::client::{post, send};
 use crate::fleet::Emulated;
-use crate::process::{Serve, models_are_known, tidegate};
+use crate::process::{Serve, models_are_known, says, tidegate};
 use crate::proxy::{Nobody, two_ports};
-
-/// Runs a command and returns its exit code, stdout and stderr.
-fn says(args: &[&str]) -> (Option<i32>, String, String) {
-    let output = tokio::task::block_in_place(|| tidegate().args(args).output().unwrap());
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_urls_suffice_for_disaggregation() {
