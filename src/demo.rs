@@ -16,7 +16,7 @@ use tidegate_proxy::{Running, StartError};
 use tidegate_sim::{Profile, Report, Trace, best_split};
 use tidegate_types::{Seconds, Slo};
 
-use crate::replay::{ReplayError, print_table, write_json};
+use crate::replay::{ReplayError, is_stdout, print_table, write_json};
 use trace::Scenario;
 use view::{DemoView, Look};
 
@@ -32,7 +32,7 @@ pub struct Args {
     /// Trace to use instead of a scenario; its first seconds are replayed
     #[arg(long, value_name = "FILE", conflicts_with = "scenario")]
     trace: Option<PathBuf>,
-    /// File for the reports, one JSON object per line
+    /// File for the reports, one JSON object per line; `-`: standard output, in place of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -117,8 +117,10 @@ pub fn run(args: Args) -> Result<(), DemoError> {
     let beside = Some(("fixed split", looks));
     let (tidegate, _) = runtime.block_on(one(DemoPolicy::Tidegate, &load, beside))?;
     let reports = [tidegate, fixed];
-    print_table(&reports);
-    result::print(&reports[0], &reports[1], &load);
+    if !is_stdout(args.json.as_deref()) {
+        print_table(&reports);
+        result::print(&reports[0], &reports[1], &load);
+    }
     match &args.json {
         Some(path) => Ok(write_json(path, &reports)?),
         None => Ok(()),

@@ -4,6 +4,8 @@
 mod engines;
 mod handoff;
 mod host;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod tokenizer;
 
 use serde::Serialize;
@@ -11,7 +13,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use tidegate_settings::{BackendSettings, Settings};
+use tidegate_settings::{BackendSettings, KubernetesSettings, Settings};
 
 use crate::ask::Client;
 use crate::discover::{Discovery, ListenArgs};
@@ -19,7 +21,8 @@ use crate::terminal::{Paint, Style};
 use crate::{init, serve};
 
 /// Check engines and this machine: reach, versions, connectors, ports, tokenizer, clocks, limits, and
-/// a trial hand-off between each pair of engines.
+/// a trial hand-off between each pair of engines; with Kubernetes also its permissions, labels and
+/// selectors, and the engines in the pods.
 ///
 /// The trial sends one short prompt to each pair that may hand over, with one output token. Exit
 /// code: 0 without errors, 1 with one.
@@ -54,7 +57,7 @@ pub enum Level {
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
     pub level: Level,
-    /// A backend, a pair of backends, or `host`.
+    /// A backend, a pair of backends, `kubernetes` or `host`.
     pub subject: String,
     pub check: &'static str,
     pub detail: String,
@@ -165,6 +168,10 @@ fn settings(args: &Args, report: &mut DoctorReport) -> Option<Settings> {
 }
 
 async fn engines(args: &Args, settings: &Settings, report: &mut DoctorReport) {
+    let mut settings = settings.clone();
+    let pods = pods(&settings, report).await;
+    settings.backends.extend(pods);
+    let settings = &settings;
     let mut reached = Vec::new();
     for backend in &settings.backends {
         let client = match client(settings, backend, TIMEOUT) {
@@ -187,6 +194,31 @@ async fn engines(args: &Args, settings: &Settings, report: &mut DoctorReport) {
             handoff::check(settings, (from, to), model, limit, report).await;
         }
     }
+}
+
+/// Returns the backends that pods are at present.
+#[cfg(feature = "kubernetes")]
+async fn pods(settings: &Settings, report: &mut DoctorReport) -> Vec<BackendSettings> {
+    match uses_kubernetes(settings) {
+        true => kubernetes::check(settings, report).await,
+        false => Vec::new(),
+    }
+}
+
+/// Reports that this build cannot ask an API server.
+#[cfg(not(feature = "kubernetes"))]
+async fn pods(settings: &Settings, report: &mut DoctorReport) -> Vec<BackendSettings> {
+    if uses_kubernetes(settings) {
+        let advice = "install a tidegate with the feature `kubernetes`";
+        report.error("kubernetes", "build", "this tidegate cannot ask an API server", advice);
+    }
+    Vec::new()
+}
+
+fn uses_kubernetes(settings: &Settings) -> bool {
+    settings.kubernetes != KubernetesSettings::default()
+        || settings.gateways.kubernetes.is_some()
+        || settings.sources.iter().any(|source| source.kubernetes.is_some())
 }
 
 /// A client with the credentials of a backend.

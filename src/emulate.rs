@@ -1,5 +1,6 @@
 //! `tidegate emulate`: serves emulated engines over HTTP until interrupted.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use tidegate_emulator::{
     EmulatedEngine, EmulatorConfig, LoadFailurePolicy, SglangMode, VllmConnector, VllmKvRole, start,
@@ -73,6 +74,9 @@ pub struct Args {
     /// Mean tokens of each stream in a step, as with speculative decoding; they leave in one chunk
     #[arg(long, default_value_t = 1.0, value_name = "MEAN", value_parser = bursts)]
     bursts: f64,
+    /// Print the engines' URLs as one line of JSON on stdout once they listen
+    #[arg(long)]
+    json: bool,
     /// Exit after this time
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     seconds: Option<f64>,
@@ -144,12 +148,18 @@ fn bursts(text: &str) -> Result<f64, String> {
 /// Runs until SIGINT, SIGTERM or the end of `--seconds`. Single-threaded: most work is in the
 /// kernel, and cross-thread wake-ups cost more than parallelism gains.
 pub fn run(args: Args) -> std::io::Result<()> {
-    let end = args.seconds;
+    let (end, json) = (args.seconds, args.json);
     let config = config(args);
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let running = start(config).await?;
-        for address in running.addresses() {
-            eprintln!("emulated engine on http://{address}");
+        let urls: Vec<String> =
+            running.addresses().iter().map(|address| format!("http://{address}")).collect();
+        for url in &urls {
+            eprintln!("emulated engine on {url}");
+        }
+        if json {
+            // A closed stdout (EPIPE) is ignored.
+            writeln!(std::io::stdout(), "{}", serde_json::json!({ "engines": urls })).ok();
         }
         let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let over = async {

@@ -19,6 +19,9 @@ pub struct Args {
     /// Overwrite the file if it exists
     #[arg(long, requires = "output")]
     force: bool,
+    /// Print what the engines report as JSON, in place of the configuration
+    #[arg(long, conflicts_with = "output")]
+    json: bool,
 }
 
 /// Queries the engines, then writes the file.
@@ -29,8 +32,14 @@ pub fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     if let Some(path) = args.output.as_ref().filter(|path| path.exists() && !args.force) {
         return Err(format!("{} exists: --force overwrites it", path.display()).into());
     }
-    let text = args.engines.draft(&args.addresses)?.to_toml();
+    let draft = args.engines.draft(&args.addresses)?;
+    let text = draft.to_toml();
     parsed(&text)?;
+    if args.json {
+        // A closed stdout (EPIPE) is ignored.
+        writeln!(std::io::stdout(), "{}", serde_json::to_string(&draft)?).ok();
+        return Ok(());
+    }
     match &args.output {
         Some(path) => {
             std::fs::write(path, text)

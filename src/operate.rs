@@ -107,6 +107,9 @@ pub enum OperateError {
         path: PathBuf,
         problem: String,
     },
+    /// The runtime that waits for signals.
+    #[error("cannot start: {0}")]
+    Runtime(std::io::Error),
     /// The proxy rejected the request.
     #[error("{0}")]
     Refused(String),

@@ -55,7 +55,7 @@ pub struct Args {
     /// File for a self-contained HTML page with distributions and latencies over time
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
-    /// File to which the report is written as JSON
+    /// File to which the report is written as JSON; `-`: standard output, in place of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -114,12 +114,22 @@ pub fn file_names(paths: &[PathBuf]) -> Vec<String> {
     paths.iter().map(name).collect()
 }
 
-/// Write reports, one object a line.
+/// Does standard output get JSON in place of the table?
+pub fn is_stdout(path: Option<&Path>) -> bool {
+    path.is_some_and(|path| path == Path::new("-"))
+}
+
+/// Write reports, one object a line, to a file or for `-` to standard output.
 pub fn write_json(path: &Path, reports: &[Report]) -> Result<(), ReplayError> {
     let lines: Vec<String> =
         reports.iter().filter_map(|report| serde_json::to_string(report).ok()).collect();
-    std::fs::write(path, lines.join("\n") + "\n")
-        .map_err(|source| ReplayError::File { path: path.to_owned(), source })
+    let text = lines.join("\n") + "\n";
+    if is_stdout(Some(path)) {
+        // A closed stdout (EPIPE) is ignored.
+        std::io::stdout().write_all(text.as_bytes()).ok();
+        return Ok(());
+    }
+    std::fs::write(path, text).map_err(|source| ReplayError::File { path: path.to_owned(), source })
 }
 
 /// Prints reports as a table.
@@ -210,7 +220,9 @@ pub fn run(args: Args) -> Result<(), ReplayError> {
     let report = Report::of("live", args.rate, 0, &outcomes, &slo)
         .with_gaps(&seen.gaps())
         .with_errors(&outcomes);
-    print_table(std::slice::from_ref(&report));
+    if !is_stdout(args.json.as_deref()) {
+        print_table(std::slice::from_ref(&report));
+    }
     for (failure, count) in seen.failures() {
         eprintln!("{count} failed: {failure}");
     }

@@ -85,7 +85,7 @@ pub struct Args {
     disturb: Disturbance,
     /// Instead of the table: the smallest fleet, up to --engines, with which each policy reaches
     /// this attainment
-    #[arg(long, value_name = "ATTAINMENT", conflicts_with_all = ["report", "json"])]
+    #[arg(long, value_name = "ATTAINMENT", conflicts_with = "report")]
     size: Option<f64>,
     /// File for a self-contained HTML page with the comparison and one run over time
     #[arg(long, value_name = "FILE.html")]
@@ -149,7 +149,7 @@ pub fn run(args: Args) -> Result<(), SimulateError> {
             let problem = "--size must be above 0 and at most 1".to_owned();
             return Err(SimulateError::Arguments(problem));
         }
-        return size::print(&trace, &cells, &config, attainment);
+        return size::print(&trace, &cells, &config, attainment, args.json);
     }
     let runs = run_all(&trace, &cells, &config);
     if let Some(path) = &args.report {

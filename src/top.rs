@@ -1,9 +1,11 @@
 //! `tidegate top`: the fleet of a running proxy, live.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use std::io::{IsTerminal, Write};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tidegate_types::Role;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::operate::{Admin, BackendStatus, FleetStatus, OperateError};
 use crate::screen::canvas::Canvas;
@@ -13,7 +15,7 @@ use crate::terminal::has_colours;
 /// Show the fleet of a running proxy, live: pools, engines, queue, latencies against their targets,
 /// and the last role changes.
 ///
-/// q, Esc or Ctrl-C ends it. Without a terminal one line is written per interval.
+/// q, Esc or Ctrl-C ends it. Without a terminal one line is written per reading.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -24,6 +26,10 @@ pub struct Args {
     /// End after this many readings
     #[arg(long, value_name = "N")]
     count: Option<u64>,
+    /// Print one JSON object per reading: the time, and the admin API's answers on the fleet, the
+    /// targets and the last role changes
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Deserialize)]
@@ -66,70 +72,152 @@ fn interval(text: &str) -> Result<f64, String> {
 
 /// `tidegate top`
 pub fn run(args: &Args) -> Result<(), OperateError> {
-    let mut screen = Screen::default();
-    read(&args.admin, &mut screen)?;
     let interval = Duration::from_secs_f64(args.interval);
-    let live = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
-    let mut canvas = match live {
+    let live = !args.json && std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+    let canvas = match live {
         true => Canvas::open(has_colours(), true).ok(),
         false => None,
     };
-    let mut round = 1;
-    loop {
-        match &mut canvas {
-            // The view ends when the terminal is closed.
-            Some(canvas) => {
-                if canvas.show(&screen).is_err() {
-                    return Ok(());
-                }
-            }
-            None => {
-                if writeln!(std::io::stdout(), "{}", screen.line()).is_err() {
-                    return Ok(());
-                }
-            }
-        }
-        if args.count.is_some_and(|count| round >= count) {
-            return Ok(());
-        }
-        round += 1;
-        match &canvas {
-            Some(canvas) => {
-                if canvas.wait(interval).unwrap_or(true) {
-                    return Ok(());
-                }
-            }
-            None => std::thread::sleep(interval),
-        }
-        read(&args.admin, &mut screen)?;
+    match canvas {
+        Some(canvas) => show(args, canvas, interval),
+        None => write_lines(args, interval),
     }
 }
 
-/// Reads the admin API into the screen.
-fn read(admin: &Admin, screen: &mut Screen) -> Result<(), OperateError> {
-    let strange = |error: serde_json::Error| OperateError::Strange(error.to_string());
-    let fleet: FleetStatus =
-        serde_json::from_str(&admin.ask("GET", "/v1/fleet", "")?).map_err(strange)?;
-    let targets: TargetsAnswer =
-        serde_json::from_str(&admin.ask("GET", "/v1/targets", "")?).map_err(strange)?;
-    let flips: Vec<FlipEntry> =
-        serde_json::from_str(&admin.ask("GET", "/v1/plan/history", "")?).map_err(strange)?;
-    let ready = if fleet.ready { "ready" } else { "NOT READY" };
-    screen.title = format!(
-        "tidegate top  {}  plan {}, {ready}, {} in flight",
-        admin.address(),
-        fleet.plan,
-        fleet.live_requests
-    );
-    screen.queue.push(Some(fleet.waiting_requests as f64));
-    latencies(&targets, screen);
-    screen.engines =
-        fleet.backends.into_iter().map(|backend| engine(backend, targets.ttft_seconds)).collect();
-    let last = flips.iter().rev().take(FLIPS);
-    screen.flips = last.map(|flip| format!("{}  {}", clock(flip.at), flip.reason)).collect();
-    screen.footer =
-        "median TTFT and TPOT and attainment of the last five minutes · q ends".to_owned();
-    Ok(())
+/// Draws each reading until a key or the terminal ends it.
+fn show(args: &Args, mut canvas: Canvas, interval: Duration) -> Result<(), OperateError> {
+    let mut screen = Screen::default();
+    let mut round = 1;
+    loop {
+        FleetReading::ask(&args.admin)?.put(args.admin.address(), &mut screen)?;
+        // The view ends when the terminal is closed.
+        if canvas.show(&screen).is_err() || args.count.is_some_and(|count| round >= count) {
+            return Ok(());
+        }
+        round += 1;
+        if canvas.wait(interval).unwrap_or(true) {
+            return Ok(());
+        }
+    }
+}
+
+/// Writes a line for each reading until SIGINT or SIGTERM; a line is never cut.
+fn write_lines(args: &Args, interval: Duration) -> Result<(), OperateError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(OperateError::Runtime)?;
+    let mut signals = runtime.block_on(async { Signals::new() }).map_err(OperateError::Runtime)?;
+    let mut screen = Screen::default();
+    let mut round = 1;
+    loop {
+        let reading = FleetReading::ask(&args.admin)?;
+        let line = match args.json {
+            true => reading.json()?,
+            false => {
+                reading.put(args.admin.address(), &mut screen)?;
+                screen.line()
+            }
+        };
+        // A closed stdout (EPIPE) ends it.
+        let written = writeln!(std::io::stdout(), "{line}");
+        if written.is_err() || args.count.is_some_and(|count| round >= count) {
+            return Ok(());
+        }
+        round += 1;
+        if runtime.block_on(signals.within(interval)) {
+            return Ok(());
+        }
+    }
+}
+
+/// SIGINT and SIGTERM. A signal during a reading is kept for the next wait.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        let (interrupt, terminate) = (SignalKind::interrupt(), SignalKind::terminate());
+        Ok(Signals { interrupt: signal(interrupt)?, terminate: signal(terminate)? })
+    }
+
+    /// Waits; returns whether a signal ended the wait.
+    async fn within(&mut self, time: Duration) -> bool {
+        tokio::select! {
+            _ = self.interrupt.recv() => true,
+            _ = self.terminate.recv() => true,
+            () = tokio::time::sleep(time) => false,
+        }
+    }
+}
+
+/// The admin API's answers of one reading.
+struct FleetReading {
+    fleet: String,
+    targets: String,
+    flips: String,
+}
+
+/// One reading as JSON.
+#[derive(Serialize)]
+struct ReadingLine<'a> {
+    /// Unix time of the reading.
+    at: f64,
+    fleet: &'a RawValue,
+    targets: &'a RawValue,
+    /// The last role changes, the latest first.
+    flips: Vec<&'a RawValue>,
+}
+
+impl FleetReading {
+    fn ask(admin: &Admin) -> Result<FleetReading, OperateError> {
+        Ok(FleetReading {
+            fleet: admin.ask("GET", "/v1/fleet", "")?,
+            targets: admin.ask("GET", "/v1/targets", "")?,
+            flips: admin.ask("GET", "/v1/plan/history", "")?,
+        })
+    }
+
+    /// One line of JSON; numbers are those of the answers.
+    fn json(&self) -> Result<String, OperateError> {
+        let flips: Vec<&RawValue> = serde_json::from_str(&self.flips).map_err(strange)?;
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let line = ReadingLine {
+            at: since.as_secs_f64(),
+            fleet: serde_json::from_str(&self.fleet).map_err(strange)?,
+            targets: serde_json::from_str(&self.targets).map_err(strange)?,
+            flips: flips.into_iter().rev().take(FLIPS).collect(),
+        };
+        serde_json::to_string(&line).map_err(strange)
+    }
+
+    /// Puts the answers on the screen.
+    fn put(&self, address: &str, screen: &mut Screen) -> Result<(), OperateError> {
+        let fleet: FleetStatus = serde_json::from_str(&self.fleet).map_err(strange)?;
+        let targets: TargetsAnswer = serde_json::from_str(&self.targets).map_err(strange)?;
+        let flips: Vec<FlipEntry> = serde_json::from_str(&self.flips).map_err(strange)?;
+        let ready = if fleet.ready { "ready" } else { "NOT READY" };
+        screen.title = format!(
+            "tidegate top  {address}  plan {}, {ready}, {} in flight",
+            fleet.plan, fleet.live_requests
+        );
+        screen.queue.push(Some(fleet.waiting_requests as f64));
+        latencies(&targets, screen);
+        screen.engines = fleet
+            .backends
+            .into_iter()
+            .map(|backend| engine(backend, targets.ttft_seconds))
+            .collect();
+        let last = flips.iter().rev().take(FLIPS);
+        screen.flips = last.map(|flip| format!("{}  {}", clock(flip.at), flip.reason)).collect();
+        screen.footer =
+            "median TTFT and TPOT and attainment of the last five minutes · q ends".to_owned();
+        Ok(())
+    }
+}
+
+fn strange(error: serde_json::Error) -> OperateError {
+    OperateError::Strange(error.to_string())
 }
 
 /// The values of the model with the most requests.

@@ -52,6 +52,8 @@ fn run(scenario: &WhatIfScenario) -> Result<WhatIfOutcomes, String> {
             ttft_p99_seconds: report.ttft_p99,
             tpot_p50_seconds: report.tpot_p50,
             tpot_p99_seconds: report.tpot_p99,
+            itl_p99_seconds: report.itl_p99,
+            itl_max_seconds: report.itl_max,
             flips: report.flips,
         });
     }
@@ -180,6 +182,12 @@ mod tests {
         let of = |slot: usize| &done.outcomes[slot];
         assert_eq!((of(0).engines, of(2).engines), (2, 8));
         assert!(of(2).attainment > of(0).attainment, "{done:?}");
+        for outcome in &done.outcomes {
+            let (p99, max) = (outcome.itl_p99_seconds, outcome.itl_max_seconds);
+            assert!(p99 > 0.0 && p99 <= max, "{outcome:?}");
+        }
+        // Prefill chunks lie between the steps of an aggregated engine's streams.
+        assert!(of(1).itl_max_seconds > of(0).tpot_p50_seconds, "{done:?}");
     }
 
     #[test]

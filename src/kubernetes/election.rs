@@ -184,7 +184,11 @@ impl Election {
         Ok(())
     }
 
-    async fn read(&self) -> Result<Option<Lease>, KubeApiError> {
+    /// Reads the Lease; `None`: it does not exist. Writes nothing.
+    ///
+    /// # Errors
+    /// [`KubeApiError`] when it cannot be read.
+    pub async fn read(&self) -> Result<Option<Lease>, KubeApiError> {
         let path = format!("{}/{}", self.collection(), self.name);
         let reading = async {
             let body = api::get(&self.access, &path).await?.read_list().await?;

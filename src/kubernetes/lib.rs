@@ -17,6 +17,7 @@
 //! - [`watcher`]: lists and watches a collection
 //! - [`election`]: the Lease read and written
 //! - [`mirror`]: roles written as labels
+//! - [`permissions`]: permissions that the settings need, and reviews of them
 //! - [`source`]: pods and their InferencePool as desired backends
 //!
 //! A broken watch or an absent API server leaves the last known backends in place.
@@ -37,6 +38,7 @@ pub mod labels;
 pub mod lease;
 pub mod mirror;
 pub mod objects;
+pub mod permissions;
 pub mod plan;
 pub mod pod;
 pub mod source;

@@ -18,7 +18,7 @@ use crate::api::{self, KubeApiError};
 use crate::backoff::Backoff;
 use crate::labels::{HostRole, LabelRefusal, Workload, Writes, controller, owner_path, wanted};
 use crate::pod::Pod;
-use crate::watcher::{Collection, Watcher};
+use crate::watcher::{Collection, Watcher, list};
 
 /// Longest time of one request.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,16 +61,32 @@ impl Mirror {
         Mirror { access, namespace, selector: selector.to_owned(), key: key.to_owned() }
     }
 
+    /// Returns each selected pod, and why its label may not be written; `None` if it may. Writes nothing.
+    ///
+    /// # Errors
+    /// [`KubeApiError`] when the API server cannot be asked.
+    pub async fn survey(&self) -> Result<Vec<(String, Option<LabelRefusal>)>, KubeApiError> {
+        let (pods, _) = list::<Pod>(&self.access, &self.collection()).await?;
+        let (mut known, mut survey) = (Known::default(), Vec::new());
+        for pod in &pods {
+            survey.push((pod.metadata.name.clone(), self.refusal(pod, &mut known).await?));
+        }
+        Ok(survey)
+    }
+
+    fn collection(&self) -> Collection {
+        Collection {
+            path: format!("/api/v1/namespaces/{}/pods", self.namespace),
+            labels: self.selector.clone(),
+            fields: String::new(),
+        }
+    }
+
     /// Writes the labels for each version of `roles` until its sender is dropped. `done` receives
     /// the outcome of each checked pod.
     pub async fn run(self, mut roles: watch::Receiver<Vec<HostRole>>, done: impl Fn(Mirrored)) {
         let (sender, mut pods) = watch::channel(Arc::new(Vec::<Pod>::new()));
-        let collection = Collection {
-            path: format!("/api/v1/namespaces/{}/pods", self.namespace),
-            labels: self.selector.clone(),
-            fields: String::new(),
-        };
-        let watching = Watcher::<Pod>::new(self.access.clone(), collection).run(|objects| {
+        let watching = Watcher::<Pod>::new(self.access.clone(), self.collection()).run(|objects| {
             let all = objects.all().into_iter().flatten().cloned().collect();
             sender.send_replace(Arc::new(all));
         });

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use crate::access::Access;
 use crate::api::KubeApiError;
 use crate::backends::of_pod;
-use crate::convention;
+use crate::convention::{self, PodKind};
 use crate::objects::Objects;
 use crate::pod::{InferencePool, Pod};
 use crate::watcher::{Collection, Watcher, list};
@@ -17,6 +17,30 @@ pub struct PodSource {
     access: Access,
     template: BackendSettings,
     rules: PodSettings,
+}
+
+/// The pods that a selection finds, and the backends that they are.
+#[derive(Clone, Debug)]
+pub struct PodSurvey {
+    /// Namespace of the pods.
+    pub namespace: String,
+    /// Label selector.
+    pub selector: String,
+    /// Name of each selected pod, and how it is used.
+    pub pods: Vec<(String, PodUse)>,
+    /// The backends.
+    pub backends: Vec<BackendSettings>,
+}
+
+/// Whether a selected pod is a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodUse {
+    /// It is a backend, or several.
+    Backend,
+    /// It is an engine that takes no new work: not ready, or being deleted.
+    NotReady,
+    /// Its labels describe no engine that takes requests.
+    NoEngine,
 }
 
 /// The selector and ports in force.
@@ -69,7 +93,7 @@ impl PodSource {
         selection: Selection,
         backends: &watch::Sender<Option<Vec<BackendSettings>>>,
     ) {
-        let pods = self.pods(&selection);
+        let pods = self.pods(&selection.selector);
         let watching = Watcher::new(self.access.clone(), pods).run(|objects: &Objects<Pod>| {
             let pods = objects.all().into_iter().flatten();
             let found = self.backends(pods, selection.ports.as_deref());
@@ -93,6 +117,15 @@ impl PodSource {
     /// # Errors
     /// [`KubeApiError`] when the API server cannot be asked.
     pub async fn list(&self) -> Result<Option<Vec<BackendSettings>>, KubeApiError> {
+        Ok(self.survey().await?.map(|survey| survey.backends))
+    }
+
+    /// Returns what one list of pods finds; `None` if the InferencePool does not exist or selects no
+    /// labels.
+    ///
+    /// # Errors
+    /// [`KubeApiError`] when the API server cannot be asked.
+    pub async fn survey(&self) -> Result<Option<PodSurvey>, KubeApiError> {
         let selection = match &self.rules.inference_pool {
             None => Some(self.selection()),
             Some(pool) => {
@@ -100,9 +133,22 @@ impl PodSource {
                 pools.first().and_then(selection_of)
             }
         };
-        let Some(selection) = selection else { return Ok(None) };
-        let (pods, _) = list::<Pod>(&self.access, &self.pods(&selection)).await?;
-        Ok(Some(self.backends(&pods, selection.ports.as_deref())))
+        let Some(Selection { selector, ports }) = selection else { return Ok(None) };
+        let (pods, _) = list::<Pod>(&self.access, &self.pods(&selector)).await?;
+        Ok(Some(PodSurvey {
+            namespace: self.namespace().to_owned(),
+            pods: pods.iter().map(|pod| (pod.metadata.name.clone(), self.use_of(pod))).collect(),
+            backends: self.backends(&pods, ports.as_deref()),
+            selector,
+        }))
+    }
+
+    fn use_of(&self, pod: &Pod) -> PodUse {
+        match convention::pod_kind(&pod.metadata.labels, &self.rules) {
+            PodKind::Other => PodUse::NoEngine,
+            PodKind::Engine(_) if pod.is_ready() => PodUse::Backend,
+            PodKind::Engine(_) => PodUse::NotReady,
+        }
     }
 
     /// The backends of all pods, by name. Two pods of one name and port cannot be.
@@ -126,10 +172,10 @@ impl PodSource {
         Selection { selector, ports: None }
     }
 
-    fn pods(&self, selection: &Selection) -> Collection {
+    fn pods(&self, selector: &str) -> Collection {
         Collection {
             path: format!("/api/v1/namespaces/{}/pods", self.namespace()),
-            labels: selection.selector.clone(),
+            labels: selector.to_owned(),
             fields: String::new(),
         }
     }

@@ -60,11 +60,12 @@ function drawWhatIf() {
     setMeter(bar, outcome.attainment);
     return el("tr", { class: outcome.attainment === best ? "here" : null }, cell(format.count(outcome.engines), "n"), cell(`${policyName(outcome.policy)}${outcome.split ? ` (${outcome.split} prefill + ${outcome.engines - outcome.split} decode)` : ""}`),
       cell(format.percent(outcome.attainment), "n"), el("td", {}, bar), cell(format.percent(outcome.ttft_attainment), "n"), cell(format.percent(outcome.tpot_attainment), "n"),
-      cell(format.seconds(outcome.ttft_p50_seconds), "n"), cell(format.seconds(outcome.ttft_p99_seconds), "n"), cell(format.seconds(outcome.tpot_p50_seconds), "n"), cell(format.seconds(outcome.tpot_p99_seconds), "n"), cell(format.count(outcome.flips), "n"));
+      cell(format.seconds(outcome.ttft_p50_seconds), "n"), cell(format.seconds(outcome.ttft_p99_seconds), "n"), cell(format.seconds(outcome.tpot_p50_seconds), "n"), cell(format.seconds(outcome.tpot_p99_seconds), "n"),
+      cell(format.seconds(outcome.itl_p99_seconds), "n"), cell(format.seconds(outcome.itl_max_seconds), "n"), cell(format.count(outcome.flips), "n"));
   });
   panel(el("div", { class: "row head" }, el("h2", { text: "Result" }), el("span", { class: "soft small", text: `${format.plural(answer.arrivals, "request")} over ${format.seconds(answer.trace_seconds)}, at ${format.number(answer.rate)} times their rate; targets: TTFT ${format.seconds(answer.ttft_seconds)}, TPOT ${format.seconds(answer.tpot_seconds)}` })),
     summaryOf(answer), answer.left_out ? el("p", { class: "warn", text: `${format.plural(answer.left_out, "combination")} left out: the time limit was reached.` }) : null, sizes.length > 1 ? figure.figure : null,
-    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Results" }, el("table", {}, headings(">Engines", "Policy", ">Attainment", "", ">TTFT met", ">TPOT met", ">TTFT p50", ">p99", ">TPOT p50", ">p99", ">Flips"), el("tbody", {}, rows))));
+    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Results" }, el("table", {}, headings(">Engines", "Policy", ">Attainment", "", ">TTFT met", ">TPOT met", ">TTFT p50", ">p99", ">TPOT p50", ">p99", ">ITL p99", ">Largest gap", ">Flips"), el("tbody", {}, rows))));
   if (sizes.length > 1) figure.update({ height: 170, time: false, xTicks: sizes, x: [Math.min(...sizes) - 0.3, Math.max(...sizes) + 0.3], xText: size => format.plural(Math.round(size), "engine"), yMax: 1, yText: share => format.percent(share, 0), valueText: share => format.percent(share),
     level: { y: 0.9, text: "90 %" }, label: "Attainment of each policy by fleet size", series: policies.map((policy, place) => ({ name: policyName(policy), style: `c${place % 6 + 1}`, kind: "dots", points: answer.outcomes.filter(outcome => outcome.policy === policy).map(outcome => [outcome.engines, outcome.attainment]) })) });
 }

@@ -1,12 +1,13 @@
 //! Writes an inferred configuration as a commented TOML file, which this crate's parser accepts.
 
+use serde::Serialize;
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use tidegate_types::Role;
 
 /// An inferred configuration.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct ConfigDraft {
     /// Data addresses; empty: the default.
     pub listen: Vec<SocketAddr>,
@@ -23,7 +24,7 @@ pub struct ConfigDraft {
 }
 
 /// A model with its tokenizer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct DraftModel {
     /// Name as in requests.
     pub name: String,
@@ -32,7 +33,7 @@ pub struct DraftModel {
 }
 
 /// One engine.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct DraftBackend {
     /// Name of the backend.
     pub name: String,

@@ -5,18 +5,32 @@ use tidegate_sim::{Policy, SimConfig, Trace, simulate};
 
 use super::SimulateError;
 
-/// Prints a line for each rate and policy.
+/// Prints a line for each rate and policy, of a table or as JSON: `engines` and `attainment` are null where
+/// the largest fleet does not suffice.
 pub fn print(
     trace: &Trace,
     cells: &[(f64, Policy)],
     config: &SimConfig,
     attainment: f64,
+    json: bool,
 ) -> Result<(), SimulateError> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{:<8} {:<16} {:>7}  attainment", "rate", "policy", "engines")?;
+    if !json {
+        writeln!(out, "{:<8} {:<16} {:>7}  attainment", "rate", "policy", "engines")?;
+    }
     for (rate, policy) in cells {
         let trace = trace.clone().at_rate(*rate);
-        let (engines, reached) = match fewest(&trace, *policy, config, attainment) {
+        let found = fewest(&trace, *policy, config, attainment);
+        if json {
+            let line = serde_json::json!({
+                "rate": rate, "policy": policy.to_string(), "size": attainment,
+                "engines": found.map(|(engines, _)| engines),
+                "attainment": found.map(|(_, reached)| reached),
+            });
+            writeln!(out, "{line}")?;
+            continue;
+        }
+        let (engines, reached) = match found {
             Some((engines, reached)) => (engines.to_string(), format!("{reached:.3}")),
             None => (format!("> {}", config.engines), format!("below {attainment}")),
         };

@@ -54,6 +54,8 @@ struct State {
     /// Each list and watch, in order: `list` or `watch VERSION`.
     requests: Vec<String>,
     authorizations: Vec<String>,
+    /// Verb and resource of the permissions that reviews deny.
+    denied: Vec<(String, String)>,
     page: Option<usize>,
 }
 
@@ -154,6 +156,11 @@ impl ApiServer {
         self.state.lock().unwrap().page = Some(objects);
     }
 
+    /// Reviews deny this verb on this resource.
+    pub fn deny(&self, verb: &str, resource: &str) {
+        self.state.lock().unwrap().denied.push((verb.to_owned(), resource.to_owned()));
+    }
+
     /// The objects of a collection.
     pub fn objects(&self, collection: &str) -> Vec<Value> {
         let state = self.state.lock().unwrap();
@@ -214,6 +221,10 @@ async fn answer(
     let query = query(head.uri.query().unwrap_or_default());
     Ok(match head.method {
         Method::GET if query.contains_key("watch") => watch(state, signals, path, &query),
+        Method::GET if path == "/version" => {
+            full(StatusCode::OK, &json!({"gitVersion": "v1.34.1"}))
+        }
+        Method::POST if path.ends_with("/selfsubjectaccessreviews") => review(state, &body),
         Method::GET if is_object(&path) => object(state, &path),
         Method::GET => list(state, &path, &query),
         method => write(state, signals, &method, &path, &body),
@@ -242,6 +253,17 @@ fn selects(query: &BTreeMap<String, String>, object: &Value) -> bool {
 /// Is it the path of one object? Pods and pools are listed only.
 fn is_object(path: &str) -> bool {
     ["/leases/", "/replicasets/", "/statefulsets/"].iter().any(|kind| path.contains(kind))
+}
+
+/// A SelfSubjectAccessReview, which is answered and not kept.
+fn review(state: &Mutex<State>, body: &[u8]) -> Response<Body> {
+    let mut review: Value = serde_json::from_slice(body).unwrap();
+    let asked = &review["spec"]["resourceAttributes"];
+    let asked = [&asked["verb"], &asked["resource"]].map(|part| part.as_str().unwrap().to_owned());
+    let [verb, resource] = asked;
+    let allowed = !state.lock().unwrap().denied.contains(&(verb, resource));
+    review["status"] = json!({"allowed": allowed});
+    full(StatusCode::CREATED, &review)
 }
 
 /// One object.

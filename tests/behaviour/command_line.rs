@@ -1,5 +1,7 @@
 //! Shell completions and manual pages name every command, and the reference page describes it.
 
+use std::io::Write;
+
 use crate::process::tidegate;
 
 fn stdout(args: &[&str]) -> String {
@@ -36,6 +38,50 @@ fn every_command_has_completions_a_manual_page_and_a_description() {
         assert!(reference.contains(&format!("`tidegate {command}")), "{command} is not described");
     }
     assert!(stdout(&["man"]).contains(".TH tidegate 1"), "tidegate(1) on stdout");
+}
+
+#[test]
+fn what_is_printed_for_people_is_printed_as_json_too() {
+    let emulated = stdout(&["emulate", "--listen", "127.0.0.1:0", "--seconds", "0.1", "--json"]);
+    let emulated: serde_json::Value = serde_json::from_str(&emulated).unwrap();
+    assert!(
+        emulated["engines"][0].as_str().unwrap().starts_with("http://127.0.0.1:"),
+        "{emulated}"
+    );
+
+    let mut trace = tempfile::NamedTempFile::new().unwrap();
+    for at in 0..40 {
+        let at = at * 100;
+        writeln!(trace, "{{\"timestamp\":{at},\"input_length\":900,\"output_length\":8}}").unwrap();
+    }
+    let trace = trace.path().to_str().unwrap();
+    let base = ["simulate", "--trace", trace, "--policy", "aggregated", "--engines", "2", "--json"];
+    let sizes = |size: &str| {
+        let text = stdout(&[&base[..], &["--size", size, "--slo-ttft", "60"]].concat());
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let reached = sizes("0.5");
+    assert_eq!((&reached["engines"], &reached["policy"]), (&1.into(), &"aggregated".into()));
+    assert!(reached["attainment"].as_f64().unwrap() >= 0.5, "{reached}");
+    // Without a TTFT in time no fleet suffices.
+    let text = stdout(&[&base[..], &["--size", "0.5", "--slo-ttft", "0.000001"]].concat());
+    let missed: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(missed["engines"].is_null() && missed["attainment"].is_null(), "{missed}");
+}
+
+/// Commands that print no result of their own: servers, and text that is read by programs.
+const WITHOUT_JSON: [&str; 4] = ["serve", "sidecar", "completions", "man"];
+
+#[test]
+fn every_command_with_a_result_has_json() {
+    for command in commands() {
+        let mut help = stdout(&[&command, "--help"]);
+        if command == "backends" {
+            help = stdout(&["backends", "list", "--help"]);
+        }
+        let expected = !WITHOUT_JSON.contains(&command.as_str());
+        assert_eq!(help.contains("--json"), expected, "{command}");
+    }
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub fn tidegate() -> Command {
 }
 
 /// Runs a command and returns its exit code, stdout and stderr.
-pub fn says(args: &[&str]) -> (Option<i32>, String, String) {
+pub fn ran(args: &[&str]) -> (Option<i32>, String, String) {
     let output = tokio::task::block_in_place(|| tidegate().args(args).output().unwrap());
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))

@@ -6,7 +6,7 @@ use tidegate_emulator::{EmulatedEngine, EmulatorConfig, SglangMode, VllmConnecto
 
 use crate::client::{post, send};
 use crate::fleet::Emulated;
-use crate::process::{Serve, models_are_known, says, tidegate};
+use crate::process::{Serve, models_are_known, ran, tidegate};
 use crate::proxy::{Nobody, two_ports};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,13 +51,13 @@ async fn init_writes_what_check_accepts_for_every_kind_of_engine() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tidegate.toml");
         let file = path.to_str().unwrap();
-        let (code, _, told) = says(&["init", &engines.url(0), "-o", file]);
+        let (code, _, told) = ran(&["init", &engines.url(0), "-o", file]);
         assert_eq!(code, Some(0), "{told}");
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.contains(word) && text.contains("m (131072 tokens)"), "{word} in\n{text}");
-        let (code, _, told) = says(&["check", "--config", file]);
+        let (code, _, told) = ran(&["check", "--config", file]);
         assert_eq!(code, Some(0), "{told}\n{text}");
-        let (code, _, told) = says(&["init", &engines.url(0), "-o", file]);
+        let (code, _, told) = ran(&["init", &engines.url(0), "-o", file]);
         assert!(code == Some(1) && told.contains("--force"), "{told}");
     }
 }
@@ -67,13 +67,20 @@ async fn the_roles_of_sglang_engines_are_those_of_their_modes() {
     let of = async |mode| Emulated::of(1, EmulatedEngine::Sglang(mode)).await;
     let prefill = of(SglangMode::Prefill).await;
     let decode = of(SglangMode::Decode).await;
-    let (code, text, told) = says(&["init", &prefill.url(0), &decode.url(0)]);
+    let (code, text, told) = ran(&["init", "--json", &prefill.url(0), &decode.url(0)]);
+    assert_eq!(code, Some(0), "{told}");
+    let draft: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (&draft["backends"][0]["role"], &draft["backends"][1]["engine"]),
+        (&"prefill".into(), &"sglang".into())
+    );
+    let (code, text, told) = ran(&["init", &prefill.url(0), &decode.url(0)]);
     assert_eq!(code, Some(0), "{told}");
     let port = format!("bootstrap_port = {}", prefill.address(0).port());
     for word in ["role = \"prefill\"", "role = \"decode\"", "\"bootstrap\"", &port] {
         assert!(text.contains(word), "{word} in\n{text}");
     }
-    let (code, _, told) = says(&["init", &decode.url(0)]);
+    let (code, _, told) = ran(&["init", &decode.url(0)]);
     assert!(code == Some(1) && told.contains("role"), "decode alone serves nothing: {told}");
 }
 
@@ -81,14 +88,14 @@ async fn the_roles_of_sglang_engines_are_those_of_their_modes() {
 async fn unreachable_engines_are_named() {
     let engines = Emulated::start(1).await;
     let nobody = Nobody::new();
-    let (code, text, _) = says(&["init", &engines.url(0), &nobody.url(), "--wait", "0"]);
+    let (code, text, _) = ran(&["init", &engines.url(0), &nobody.url(), "--wait", "0"]);
     assert_eq!(code, Some(0));
     assert!(text.contains("NOT UP") && text.matches("connector = \"nixl\"").count() == 2, "{text}");
-    let (code, _, told) = says(&["serve", &nobody.url(), "--wait", "0"]);
+    let (code, _, told) = ran(&["serve", &nobody.url(), "--wait", "0"]);
     assert!(code == Some(1) && told.contains("no engine answered"), "{told}");
-    let (code, _, told) = says(&["init", &engines.url(0), "--tokenizer", "/no/such/file"]);
+    let (code, _, told) = ran(&["init", &engines.url(0), "--tokenizer", "/no/such/file"]);
     assert!(code == Some(1) && told.contains("/no/such/file"), "{told}");
-    let (code, _, told) = says(&["serve"]);
+    let (code, _, told) = ran(&["serve"]);
     assert!(code == Some(2) && told.contains("--config"), "{told}");
 }
 
@@ -114,7 +121,7 @@ async fn doctor_tries_a_hand_off_between_each_pair() {
             )
         };
         std::fs::write(&path, backend(0) + &backend(1)).unwrap();
-        let (code, text, told) = says(&["doctor", "--config", path.to_str().unwrap(), "--json"]);
+        let (code, text, told) = ran(&["doctor", "--config", path.to_str().unwrap(), "--json"]);
         assert_eq!(code, Some(0), "{text}{told}");
         let report: Value = serde_json::from_str(&text).unwrap();
         let trials = findings(&report, "hand-off");
@@ -140,7 +147,7 @@ async fn doctor_names_what_is_wrong_and_what_to_do() {
         nobody.url()
     );
     std::fs::write(&path, text).unwrap();
-    let (code, text, _) = says(&["doctor", "--config", path.to_str().unwrap()]);
+    let (code, text, _) = ran(&["doctor", "--config", path.to_str().unwrap()]);
     assert_eq!(code, Some(1), "{text}");
     let line = |subject: &str, check: &str| {
         let found = text.lines().find(|line| line.contains(subject) && line.contains(check));

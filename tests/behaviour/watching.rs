@@ -1,10 +1,11 @@
 //! `tidegate top` and `tidegate demo` where there is no terminal: lines for scripts.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::Stdio;
 
 use crate::fleet::Emulated;
-use crate::process::tidegate;
-use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, vllm};
+use crate::process::{Serve, tidegate};
+use crate::proxy::{DECODE, FREE, PREFILL, Proxy, SPLIT, vllm};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn top_writes_a_line_per_reading_without_a_terminal() {
@@ -25,9 +26,39 @@ async fn top_writes_a_line_per_reading_without_a_terminal() {
         assert!(text.contains(word), "{word} in\n{text}");
     }
     assert!(!text.contains('\x1b'), "no escape sequences without a terminal");
+    let (code, text) = top(&["--json", "--count", "2", "--interval", "0.1"]);
+    assert_eq!(code, Some(0), "{text}");
+    let readings: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(readings.len(), 2, "one JSON object per reading: {text}");
+    assert!(readings[1]["at"].as_f64() > readings[0]["at"].as_f64(), "{text}");
+    assert_eq!(readings[1]["fleet"]["backends"][0]["role"], "prefill");
+    assert!(readings[1]["targets"]["ttft_seconds"].is_number(), "{text}");
+    assert!(readings[1]["flips"].is_array(), "{text}");
     drop(proxy);
     let (code, text) = top(&["--count", "1"]);
     assert!(code == Some(1) && text.contains("cannot reach"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_ends_top_after_a_whole_line() {
+    let engines = Emulated::start(1).await;
+    let proxy = Proxy::start("", &[vllm("a", engines.url(0), FREE)]).await;
+    let mut command = tidegate();
+    command.args(["top", "--json", "--interval", "600", "--admin", &proxy.admin.to_string()]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let mut first = String::new();
+    tokio::task::block_in_place(|| lines.read_line(&mut first).unwrap());
+    let reading: serde_json::Value = serde_json::from_str(&first).unwrap();
+    assert_eq!(reading["fleet"]["backends"].as_array().unwrap().len(), 1);
+    let top = Serve::of(child);
+    top.signal("-INT");
+    let mut top = top;
+    assert_eq!(top.exit_code().await, Some(0), "the interval is 10 minutes");
+    let mut rest = String::new();
+    lines.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "");
 }
 
 #[test]

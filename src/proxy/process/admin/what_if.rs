@@ -103,6 +103,10 @@ pub struct WhatIfOutcome {
     pub tpot_p50_seconds: f64,
     /// 99th percentile of the TPOT.
     pub tpot_p99_seconds: f64,
+    /// 99th percentile of the gaps between tokens of all requests (ITL).
+    pub itl_p99_seconds: f64,
+    /// Largest gap between two tokens of one request.
+    pub itl_max_seconds: f64,
     /// Role changes.
     pub flips: u64,
 }
