@@ -7,10 +7,9 @@ use crate::identify::identify;
 use crate::limit::{check_body, check_head};
 use crate::parse::parse;
 use crate::tokenize::{Tokenize, tokenize};
-use crate::{Accepted, ApiKey, Directory, FreshIds, HeadParts, RequestParts};
+use crate::{Accepted, ApiKey, Directory, FreshIds, HeadParts, PromptEstimator, RequestParts};
 use http::HeaderMap;
 use tidegate_engine::{ApiError, PathEntry};
-use tidegate_scheduler::cost::ByteEstimator;
 
 /// Settings of the chain.
 #[derive(Clone, Debug)]
@@ -87,7 +86,9 @@ impl Chain {
     /// use bytes::Bytes;
     /// use http::{HeaderMap, Method};
     /// use std::sync::Arc;
-    /// use tidegate_filters::{Chain, ChainParams, Directory, FreshIds, ModelEntry, RequestParts};
+    /// use tidegate_filters::{
+    ///     Calibrations, Chain, ChainParams, Directory, FreshIds, ModelEntry, PromptEstimator, RequestParts,
+    /// };
     /// use tidegate_scheduler::cost::ByteEstimator;
     ///
     /// let mut directory = Directory::default();
@@ -102,7 +103,9 @@ impl Chain {
     ///     body: &body,
     /// };
     /// let fresh = FreshIds::from_random(1, 2, 3);
-    /// let accepted = chain.admit(&directory, &ByteEstimator::new(), &request, &fresh)?;
+    /// let (bytes, calibrations) = (ByteEstimator::new(), Calibrations::new());
+    /// let estimator = PromptEstimator { bytes: &bytes, calibrations: &calibrations };
+    /// let accepted = chain.admit(&directory, estimator, &request, &fresh)?;
     /// assert_eq!(accepted.model.as_deref(), Some("m"));
     /// // Without a tokenizer the count is an estimate.
     /// assert!(!accepted.prompt.exact && accepted.prompt.tokens.get() > 0);
@@ -115,7 +118,7 @@ impl Chain {
     pub fn admit(
         &self,
         directory: &Directory,
-        estimator: &ByteEstimator,
+        estimator: PromptEstimator<'_>,
         arrival: &RequestParts<'_>,
         fresh: &FreshIds,
     ) -> Result<Accepted, ApiError> {

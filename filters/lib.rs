@@ -10,6 +10,7 @@
 //! - `limit`: path, method and size
 //! - `parse`: scan of the body, and the model's name
 //! - `query`: the model named by a query string
+//! - `calibration`: estimates corrected by the engine's own counts
 //! - `tokenize`: prompt tokens and prefix block hashes
 //! - `context_limit`: the prompt and `max_tokens` against the model's context length
 //! - `model`: a model's tokenizer and chat template
@@ -20,6 +21,7 @@
 
 pub mod accepted;
 pub mod authenticate;
+pub mod calibration;
 pub mod chain;
 mod context_limit;
 pub mod directory;
@@ -33,6 +35,7 @@ pub mod tokenize;
 
 pub use accepted::{Accepted, Counted, FreshIds, HeadParts, RequestParts, Tenant};
 pub use authenticate::{ApiKey, CREDENTIALS};
+pub use calibration::{Calibration, Calibrations, PromptEstimator, tokenize_body};
 pub use chain::{Chain, ChainParams};
 pub use directory::{Directory, ModelEntry};
 pub use handoff::{HandoffHost, HandoffTrust, remove_handoff_headers};

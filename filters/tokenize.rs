@@ -3,13 +3,11 @@
 
 use crate::model::{Encoded, ModelTokenizer, UnixTime};
 use crate::parse::Parsed;
-use crate::{Counted, FreshIds};
+use crate::{Counted, FreshIds, PromptEstimator};
 use std::borrow::Cow;
 use tidegate_engine::json_string::string_end;
 use tidegate_engine::{Endpoint, Prompt, Scan, Span};
-use tidegate_scheduler::cost::{
-    ByteEstimator, ByteFeatures, chain_bytes, chain_salt, chain_tokens,
-};
+use tidegate_scheduler::cost::{ByteFeatures, chain_bytes, chain_salt, chain_tokens};
 use tidegate_types::Tokens;
 
 /// Bytes per token assumed for the blocks of a prompt that was not tokenized.
@@ -38,7 +36,8 @@ struct PromptInput<'a> {
     scan: &'a Scan,
     body: &'a [u8],
     tokenizer: Option<&'a ModelTokenizer>,
-    estimator: &'a ByteEstimator,
+    estimator: PromptEstimator<'a>,
+    model: Option<&'a str>,
     /// Seed of the block hashes: prompts share blocks only under the same salt.
     salt: u64,
     /// The model's context length, if known.
@@ -55,15 +54,16 @@ const ESCAPED_MAX: usize = 6;
 pub(crate) fn tokenize(
     settings: &Tokenize,
     parsed: &Parsed<'_>,
-    estimator: &ByteEstimator,
+    estimator: PromptEstimator<'_>,
     body: &[u8],
     fresh: &FreshIds,
 ) -> Measured {
     let Some(scan) = &parsed.scan else { return Measured::default() };
     let tokenizer = parsed.model.and_then(|(_, entry)| entry.tokenizer.as_deref());
-    let salt = salt(scan, body, parsed.model.map(|(name, _)| &**name).unwrap_or_default());
+    let model = parsed.model.map(|(name, _)| &**name);
+    let salt = salt(scan, body, model.unwrap_or_default());
     let limit = parsed.model.and_then(|(_, entry)| entry.max_model_len);
-    let request = PromptInput { settings, scan, body, tokenizer, estimator, salt, limit };
+    let request = PromptInput { settings, scan, body, tokenizer, estimator, model, salt, limit };
     let measured = match scan.prompt {
         Prompt::Absent => Measured::default(),
         Prompt::TokenIds(count, _) => request.ids_given(count),
@@ -201,7 +201,7 @@ impl PromptInput<'_> {
         let features = ByteFeatures::from_text(all);
         let chain = chain_bytes(self.salt, all, self.settings.block * BYTES_PER_TOKEN);
         let counted = Counted {
-            tokens: self.estimator.estimate(&features),
+            tokens: self.estimator.estimate(self.model, &features),
             exact: false,
             features: Some(features),
             block_tokens: self.block_tokens(&chain),

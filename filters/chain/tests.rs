@@ -1,13 +1,14 @@
 //! The chain as a whole: every refusal, their order, and accepted requests.
 
 use super::*;
-use crate::{ModelEntry, ModelTokenizer, Tenant};
+use crate::{Calibrations, ModelEntry, ModelTokenizer, Tenant};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde_json::{Value as Json, json};
 use std::path::Path;
 use std::sync::Arc;
 use tidegate_engine::{Endpoint, EngineKind, Kinds, Scan};
+use tidegate_scheduler::cost::ByteEstimator;
 use tidegate_types::Tokens;
 
 #[allow(clippy::disallowed_methods, reason = "the one place where tests read their files")]
@@ -59,7 +60,9 @@ impl Sent {
         let arrival =
             RequestParts { method: &self.method, path, query, headers: &headers, body: &body };
         let fresh = FreshIds::from_random(1, 2, 3);
-        chain.admit(directory, &ByteEstimator::new(), &arrival, &fresh)
+        let (bytes, calibrations) = (ByteEstimator::new(), Calibrations::new());
+        let estimator = PromptEstimator { bytes: &bytes, calibrations: &calibrations };
+        chain.admit(directory, estimator, &arrival, &fresh)
     }
 
     fn accepted(&self) -> Accepted {

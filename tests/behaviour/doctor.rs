@@ -26,6 +26,7 @@ pub fn findings(config: &str, check: &str) -> (Option<i32>, Vec<(String, String,
 async fn tokenizer(script: Vec<Act>) -> (Option<i32>, (String, String, String), Vec<Value>) {
     let engine = Fake::start(script, Act::Json(200, json!({ "tokens": [] }).to_string())).await;
     engine.set_version("0.32.0");
+    engine.script_tokenize();
     let config = format!(
         "[[models]]\nname = \"m\"\ntokenizer = \"{TOKENIZER}\"\n\
          [[backends]]\nname = \"a\"\nurl = \"{}\"\nengine = \"vllm\"\n",

@@ -71,6 +71,8 @@ struct State {
     asked: Mutex<HashMap<String, usize>>,
     /// Number of exchanges that currently hang; a client disconnect ends its own.
     hanging: AtomicUsize,
+    /// Whether `/tokenize` runs the script.
+    scripts_tokenize: AtomicBool,
     /// Whether probes of all kinds are left unanswered.
     probes_hang: AtomicBool,
     /// Tasks that each serve a connection.
@@ -103,6 +105,7 @@ impl Fake {
             pages: Mutex::default(),
             asked: Mutex::default(),
             hanging: AtomicUsize::new(0),
+            scripts_tokenize: AtomicBool::new(false),
             probes_hang: AtomicBool::new(false),
             connections: Mutex::default(),
         });
@@ -181,6 +184,12 @@ impl Fake {
         }
     }
 
+    /// Runs the script for every `/tokenize`. Otherwise the proxy's own, which has no request id, is a
+    /// probe of a path that the engine lacks.
+    pub fn script_tokenize(&self) {
+        self.state.scripts_tokenize.store(true, SeqCst);
+    }
+
     /// Stops answering probes, as a stopped process does.
     pub fn hang_probes(&self) {
         self.state.probes_hang.store(true, SeqCst);
@@ -209,6 +218,12 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
             let list =
                 r#"{"object":"list","data":[{"id":"m","object":"model","max_model_len":4096}]}"#;
             return Ok(json(200, list.to_owned()));
+        }
+        "/tokenize"
+            if !state.scripts_tokenize.load(SeqCst)
+                && !parts.headers.contains_key("x-request-id") =>
+        {
+            return Ok(json(404, String::new()));
         }
         _ if parts.method == http::Method::GET => return Ok(json(404, String::new())),
         _ => {}

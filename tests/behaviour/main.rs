@@ -24,6 +24,7 @@ mod discovery;
 mod doctor;
 mod engine_paths;
 mod errors;
+mod estimates;
 mod explain;
 mod fake;
 mod field;

@@ -1,11 +1,11 @@
-//! Small GET requests to an engine: its health, its facts, its metrics page. No path used here
+//! Small requests to an engine: its health, its facts, its metrics page, its count of a prompt. No path used here
 //! generates tokens, except the fallback health path of old SGLang versions.
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use tidegate_engine::EngineKind;
 use tidegate_signals::facts::Facts;
-use tidegate_types::Seconds;
+use tidegate_types::{Seconds, Tokens};
 
 use crate::upstream::failure::LegProblem;
 use crate::upstream::read_all;
@@ -64,6 +64,26 @@ pub(crate) async fn get(pool: &Pool, path: &'static str, timeout: Seconds) -> Op
         Reply::Body(body) => Some(body),
         _ => None,
     }
+}
+
+/// The tokens that the engine counts in a prompt; `None` without an answer that has them.
+pub(crate) async fn count_tokens(pool: &Pool, body: Bytes, limit: Seconds) -> Option<Tokens> {
+    let request = || Outgoing::own(&Method::POST, pool.address(), "/tokenize", body.clone());
+    let exchange = async {
+        let answer = pool.send(request).await.map_err(LegProblem::from)?;
+        let status = answer.head.status;
+        Ok::<_, LegProblem>((status, read_all(answer.body, ANSWER_MAX).await?))
+    };
+    let answer = tokio::time::timeout(limit.to_duration(), exchange).await.ok()?;
+    let (status, body) = answer.ok()?;
+    let counted: TokenCount = serde_json::from_slice(&body).ok().filter(|_| status.is_success())?;
+    Some(Tokens(counted.count)).filter(|tokens| *tokens > Tokens::ZERO)
+}
+
+/// Answer of `/tokenize`; the token ids are not kept.
+#[derive(serde::Deserialize)]
+struct TokenCount {
+    count: u64,
 }
 
 /// Checks an engine's health: the first health path that is not answered with 404 decides.

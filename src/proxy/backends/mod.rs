@@ -6,5 +6,6 @@ pub(crate) mod expand;
 pub mod fleet;
 pub(crate) mod introspect;
 pub(crate) mod probe;
+pub(crate) mod sampled_prompts;
 pub(crate) mod startup_verification;
 pub(crate) mod stored_objects;

@@ -19,6 +19,7 @@ use crate::process::gateway_lease::GatewayLease;
 use crate::process::gateways::{GatewayList, LoadExchange};
 #[cfg(feature = "kubernetes")]
 use crate::process::pool_pods::PoolPods;
+use crate::process::prompt_calibration::PromptCalibration;
 use crate::process::reload;
 #[cfg(feature = "kubernetes")]
 use crate::process::role_labels::RoleLabels;
@@ -114,6 +115,11 @@ impl BackgroundService for Background {
         let in_force = tasks.proxy.settings.load_full();
         if in_force.values.probe.trial_handoffs {
             tokio::spawn(Trials::new(Arc::clone(&tasks.proxy)).run());
+        }
+        if in_force.values.probe.calibrate_estimates
+            && let Some(calibration) = PromptCalibration::new(Arc::clone(&tasks.proxy))
+        {
+            tokio::spawn(calibration.run());
         }
         let [controls, dispatches] = tasks.guards;
         let dispatching = tasks.dispatcher.run(stop.clone());

@@ -18,6 +18,7 @@ mod names;
 mod pods;
 #[cfg(feature = "kubernetes")]
 pub(crate) mod pool_pods;
+mod prompt_calibration;
 pub(crate) mod reload;
 #[cfg(feature = "kubernetes")]
 pub(crate) mod role_labels;

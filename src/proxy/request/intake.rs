@@ -8,7 +8,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use tidegate_engine::openai::MODEL_NOT_FOUND;
 use tidegate_engine::{ApiError, Edits, Endpoint, Span, paths, scan};
-use tidegate_filters::{Accepted, FreshIds, HeadParts, RequestParts, model_in_query, with_model};
+use tidegate_filters::{
+    Accepted, FreshIds, HeadParts, PromptEstimator, RequestParts, model_in_query, with_model,
+};
 use tidegate_types::Moment;
 
 use crate::dispatch::context::Proxy;
@@ -224,9 +226,11 @@ fn filter(proxy: &Proxy, inbound: &Inbound, fresh: &FreshIds) -> Result<Filtered
         headers: &inbound.headers,
         body: &inbound.body,
     };
-    let estimates = proxy.fleet.estimates();
-    let accepted =
-        inbound.settings.chain.admit(&proxy.directory(), &estimates.bytes, &arrival, fresh)?;
+    let (estimates, calibrations) =
+        (proxy.fleet.estimates(), proxy.fleet.sampled_prompts.calibrations());
+    let estimator = PromptEstimator { bytes: &estimates.bytes, calibrations: &calibrations };
+    let accepted = inbound.settings.chain.admit(&proxy.directory(), estimator, &arrival, fresh)?;
+    proxy.fleet.sampled_prompts.offer(&accepted, &inbound.body);
     match accepted.alias_at {
         Some(at) => renamed(accepted, &inbound.body, at),
         None => Ok((Arc::new(accepted), None)),

@@ -25,6 +25,10 @@ pub struct ProbeSettings {
     /// Trial hand-offs: when a backend starts, joins or comes back, one prompt of about 30 tokens with up to
     /// three peers of its group in each direction. A pair that fails gets no hand-off.
     pub trial_handoffs: bool,
+    /// Prompts of models without a tokenizer: at most one a second, and 16 of a model, are counted by
+    /// `/tokenize` of a vLLM or SGLang engine that serves the model, beside the requests. The counts correct
+    /// the estimate.
+    pub calibrate_estimates: bool,
 }
 
 /// `[outlier_ejection]`
@@ -57,6 +61,7 @@ impl Default for ProbeSettings {
             slow_return: defaults::SLOW_RETURN,
             strict_start: false,
             trial_handoffs: false,
+            calibrate_estimates: true,
         }
     }
 }

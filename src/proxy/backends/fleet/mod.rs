@@ -30,6 +30,7 @@ use tidegate_scheduler::cost::PrefixIndex;
 use tidegate_scheduler::learn::Estimates;
 use tidegate_types::{BackendId, Moment, RequestId, Tokens};
 
+use crate::backends::sampled_prompts::SampledPrompts;
 use crate::backends::stored_objects::StoredObjects;
 use roster::Roster;
 
@@ -44,6 +45,8 @@ pub struct Fleet {
     pub prefixes: PrefixIndex,
     /// Which backend stores which response (`previous_response_id`).
     pub stored: StoredObjects,
+    /// Estimated prompts that an engine's `/tokenize` counts, and the models' calibrations.
+    pub sampled_prompts: SampledPrompts,
     /// Requests between arrival and settlement.
     pub registry: InflightRegistry,
 }
@@ -62,6 +65,7 @@ impl Fleet {
             estimates: ArcSwap::from_pointee(estimates),
             prefixes,
             stored: StoredObjects::default(),
+            sampled_prompts: SampledPrompts::default(),
             registry: InflightRegistry::default(),
         }
     }
