@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 engines=$(pwd)/tests/real/engines
 venv=${1:-${TIDEGATE_REAL_VENV:-$(pwd)/target/real-venv}}
 guide=${TIDEGATE_GUIDE_VENV:-$(pwd)/target/guide-venv}
-parts=" ${TIDEGATE_REAL_PARTS:-clients generator speed check stops membership kv_events} "
+parts=" ${TIDEGATE_REAL_PARTS:-clients generator face speed check stops membership kv_events} "
 wanted() { [[ $parts == *" $1 "* ]]; }
 if wanted generator && [[ ! -x $guide/bin/guidellm ]]; then python3 -m venv "$guide" && "$guide/bin/pip" install --quiet guidellm==0.8.1; fi
 [[ -x $venv/bin/vllm ]] || bash "$engines/install.sh" "$venv"
@@ -28,10 +28,11 @@ check() {
   echo "== $part"
   "$venv/bin/python" "tests/real/$part.py" --tidegate "$tidegate" --model "$model" "$@"
 }
-if wanted clients || wanted generator || wanted speed || wanted check; then
+if wanted clients || wanted generator || wanted face || wanted speed || wanted check; then
   start
   check clients
   check generator --guide "$guide"
+  check face
   check speed
   check check --engines "$run"
   stop
