@@ -341,3 +341,24 @@ fn constants_that_the_benches_change_exist() {
         assert!(tuning.contains(&format!("pub const {name}:")), "no constant {name}");
     }
 }
+
+#[test]
+fn tests_named_in_the_conformance_table_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = fs::read_to_string(root.join("docs/kubernetes/sidecar.md")).unwrap();
+    let rust = sources(root).into_iter().filter(|path| path.extension().is_some_and(|k| k == "rs"));
+    let source: String = rust.map(|path| fs::read_to_string(path).unwrap()).collect();
+    let defined: BTreeSet<&str> = source
+        .lines()
+        .filter_map(|line| line.split_once("fn ")?.1.split(['(', '<']).next())
+        .collect();
+    let mut named = 0;
+    for row in document.lines().filter(|line| line.starts_with("| ")) {
+        let cell = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        for test in spans(cell).into_iter().filter(|span| span.contains('_')) {
+            assert!(defined.contains(test), "sidecar.md names {test}: no such test");
+            named += 1;
+        }
+    }
+    assert!(named > 15, "only {named} tests were found");
+}
