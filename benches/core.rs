@@ -17,7 +17,7 @@ use tidegate_scheduler::placement::{
 use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation, State, plan};
 use tidegate_types::{
     BackendId, GroupId, Moment, Plan, PoolId, RequestId, Role, RoleCapability, RoleSet, Seconds,
-    Tokens,
+    Targets, Tokens,
 };
 
 const FLEETS: [u16; 3] = [8, 64, 1000];
@@ -110,6 +110,7 @@ fn placing(c: &mut Criterion) {
             prompt: Tokens(2000),
             expected_output: Tokens(200),
             arrived: now,
+            targets: Targets::default(),
             ttft_deadline: now + Seconds(1.0),
             queue_deadline: now + Seconds(30.0),
             disaggregation: Disaggregation::Allowed,

@@ -17,7 +17,7 @@ use tidegate_scheduler::planner::{
     ArrivalCounters, ArrivalTotals, GroupDemand, Params as PlannerParams, State, initial, plan,
 };
 use tidegate_types::{
-    BackendId, GroupId, Moment, PoolId, RequestId, Role, RoleCapability, Seconds, Tokens,
+    BackendId, GroupId, Moment, PoolId, RequestId, Role, RoleCapability, Seconds, Targets, Tokens,
 };
 
 use crate::cluster::{Cluster, Router};
@@ -153,6 +153,7 @@ impl TidegateRouter {
     fn job(&self, cluster: &Cluster<'_>, request: usize) -> PrefillRequest {
         let arrival = &cluster.trace().arrivals[request];
         let (id, now) = (id_of(request), cluster.now());
+        let targets = self.targets();
         PrefillRequest {
             id,
             pool: POOL,
@@ -162,12 +163,18 @@ impl TidegateRouter {
                 .output()
                 .expect(self.limit(arrival.output), arrival.prompt),
             arrived: now,
-            ttft_deadline: now + self.params.placement.slo.ttft,
+            targets,
+            ttft_deadline: now + targets.slo.ttft,
             queue_deadline: now + self.params.queue_deadline,
             disaggregation: Disaggregation::Allowed,
             seed: id.spread(),
             excluded: Excluded::default(),
         }
+    }
+
+    /// Returns the targets of a request: all are of one class.
+    fn targets(&self) -> Targets {
+        Targets::of_default_class(self.params.placement.slo)
     }
 
     fn apply_kv_events(&self, cluster: &mut Cluster<'_>) {
@@ -317,6 +324,7 @@ impl Router for TidegateRouter {
             id,
             pool: POOL,
             from,
+            targets: self.targets(),
             kv: arrival.prompt,
             expected_output: self
                 .learning

@@ -15,6 +15,31 @@ pub struct Slo {
     pub itl: Option<Seconds>,
 }
 
+/// Number of a service class: 0 is the default class, the others are those of the settings, in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClassId(pub u8);
+
+/// The targets of one request, and its service class.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Targets {
+    /// The class.
+    pub class: ClassId,
+    /// The latency targets: those of the class, or the request's own.
+    pub slo: Slo,
+}
+
+impl ClassId {
+    /// The class of requests that match no other.
+    pub const DEFAULT: ClassId = ClassId(0);
+}
+
+impl Targets {
+    /// Returns the targets of the default class.
+    pub const fn of_default_class(slo: Slo) -> Targets {
+        Targets { class: ClassId::DEFAULT, slo }
+    }
+}
+
 impl Slo {
     /// Returns whether an answer with this largest gap meets the ITL target. An answer without a gap
     /// does. The largest gap counts, not a percentile: a pause is what a reader notices, and a 99th

@@ -189,7 +189,7 @@ impl Control {
         self.share_roles();
         if now - self.watched_at >= self.watch_takes.pause() {
             let began = self.proxy.clock.now();
-            streams::watch(&self.proxy.fleet, self.params.slo.tpot, began);
+            streams::watch(&self.proxy.fleet, began);
             let backends = self.proxy.fleet.backends();
             let accounts = backends.iter().map(|b| (b.account.balance(), b.account.others()));
             self.regressions.sample_decodes(accounts, began);

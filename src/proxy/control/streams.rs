@@ -11,8 +11,8 @@ const SILENCE: Seconds = Seconds(2.5);
 /// A slow stream counts as silent after this many of its mean inter-token gaps.
 const GAPS: f64 = 10.0;
 
-/// Updates slack and silence of every backend from its streams; `tpot` is the target.
-pub fn watch(fleet: &Fleet, tpot: Seconds, now: Moment) {
+/// Updates slack and silence of every backend from its streams.
+pub fn watch(fleet: &Fleet, now: Moment) {
     let mut deadlines = vec![Moment::NEVER; fleet.backends().len()];
     let mut silent_at = vec![None::<Moment>; fleet.backends().len()];
     fleet.registry.for_each(|live| {
@@ -21,7 +21,7 @@ pub fn watch(fleet: &Fleet, tpot: Seconds, now: Moment) {
         if let Some(received) = live.received_at() {
             fleet.backends()[slot].health.received(received);
         }
-        if let Some(deadline) = tpot_deadline(live, tpot) {
+        if let Some(deadline) = tpot_deadline(live) {
             deadlines[slot] = deadlines[slot].min(deadline);
         }
         if let Some(silent) = silence(live) {
@@ -46,10 +46,10 @@ pub fn watch(fleet: &Fleet, tpot: Seconds, now: Moment) {
     }
 }
 
-/// When the stream's mean TPOT exceeds the target if no further token arrives. A stream that has
+/// When the stream's mean TPOT exceeds its target if no further token arrives. A stream that has
 /// emitted n tokens since its first is on time until first + n·TPOT.
-fn tpot_deadline(live: &InflightRequest, tpot: Seconds) -> Option<Moment> {
-    Some(live.first_at()? + tpot * live.emitted().as_f64())
+fn tpot_deadline(live: &InflightRequest) -> Option<Moment> {
+    Some(live.first_at()? + live.targets.slo.tpot * live.emitted().as_f64())
 }
 
 /// When the stream counts as silent. `None` before its first token and while the proxy does not
@@ -71,7 +71,7 @@ fn patience(first: Moment, last: Moment, emitted: f64) -> Seconds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidegate_types::{RequestId, Tokens};
+    use tidegate_types::{RequestId, Targets, Tokens};
 
     fn at(seconds: f64) -> Moment {
         Moment::START + Seconds(seconds)
@@ -89,7 +89,8 @@ mod tests {
 
     #[test]
     fn a_stream_is_silent_only_while_the_proxy_waits_for_its_engine() {
-        let live = InflightRequest::new(RequestId(1), "r", None, at(0.0), Tokens(1));
+        let live =
+            InflightRequest::new(RequestId(1), "r", None, at(0.0), Tokens(1), Targets::default());
         live.await_engine(at(0.0));
         assert_eq!(silence(&live), None, "no token yet");
         live.received(at(1.0));

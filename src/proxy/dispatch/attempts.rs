@@ -169,7 +169,7 @@ impl FailedAttempts {
         job.excluded.insert(failure.on);
         // The deadlines are renewed: time lost on a failed engine does not count against the request.
         let now = proxy.clock.now();
-        job.ttft_deadline = job.ttft_deadline.max(now + values.slo.ttft);
+        job.ttft_deadline = job.ttft_deadline.max(now + job.targets.slo.ttft);
         job.queue_deadline = job.queue_deadline.max(now + values.queue.deadline);
         self.failures.push(FailedAttempt { failure, from });
         let last = self.charged >= values.retry.attempts || self.failures.len() >= EXCLUDED_MAX;

@@ -193,6 +193,7 @@ pub(crate) fn decode_request(serving: &Serving<'_>, from: &Backend) -> DecodeReq
         id: serving.job.id,
         pool: serving.job.pool,
         from: from.id,
+        targets: serving.job.targets,
         kv: serving.job.prompt,
         expected_output: serving.job.expected_output,
         seed: serving.job.seed,

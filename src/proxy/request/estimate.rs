@@ -6,7 +6,7 @@ use tidegate_engine::Scan;
 use tidegate_filters::Accepted;
 use tidegate_scheduler::cost::Matches;
 use tidegate_scheduler::placement::{Disaggregation, Excluded, PrefillRequest};
-use tidegate_types::{BackendId, Moment, PoolId, Tokens};
+use tidegate_types::{BackendId, Moment, PoolId, Targets, Tokens};
 
 use crate::backends::fleet::{EVERYONE, InflightRequest, RoutingTable};
 use crate::dispatch::context::Proxy;
@@ -37,20 +37,23 @@ pub fn job(
         // The prefill alone exceeds an engine's prefill backlog bound: the planner runs at once.
         proxy.surge.notify_one();
     }
+    let targets = Targets::of_default_class(settings.placement.slo);
     let job = PrefillRequest {
         id,
         pool,
         prompt,
         expected_output,
         arrived,
-        ttft_deadline: arrived + settings.placement.slo.ttft,
+        targets,
+        ttft_deadline: arrived + targets.slo.ttft,
         queue_deadline: arrived + settings.values.queue.deadline,
         disaggregation: disaggregation(proxy, &table, pool, accepted),
         seed: id.spread(),
         excluded: Excluded::default(),
     };
     let model = accepted.model.clone();
-    let live = InflightRequest::new(id, &accepted.request_id, model, arrived, prompt);
+    let name = &accepted.request_id;
+    let live = InflightRequest::new(id, name, model, arrived, prompt, targets);
     (Arc::new(live), job, matches)
 }
 

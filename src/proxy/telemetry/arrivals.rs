@@ -5,7 +5,7 @@
 use crossbeam_queue::ArrayQueue;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tidegate_types::{Moment, Seconds, Slo, Tokens};
+use tidegate_types::{Moment, Seconds, Targets, Tokens};
 
 use crate::backends::fleet::GAP_BUCKETS;
 use crate::telemetry::request_log::{RequestLog, RequestOutcome};
@@ -36,6 +36,8 @@ pub struct EndedRequest {
     pub ended_at: Moment,
     pub prompt: Tokens,
     pub output: Tokens,
+    /// The targets by which it is judged.
+    pub targets: Targets,
     /// Whether the client received the whole answer.
     pub done: bool,
     /// Whether it counts for attainment: a request whose client left does not.
@@ -104,23 +106,23 @@ impl Default for ArrivalLog {
 
 impl EndedRequest {
     /// Whether the first token met the TTFT target.
-    pub fn meets_ttft(&self, slo: &Slo) -> bool {
-        self.ttft.is_some_and(|ttft| ttft <= slo.ttft)
+    pub fn meets_ttft(&self) -> bool {
+        self.ttft.is_some_and(|ttft| ttft <= self.targets.slo.ttft)
     }
 
     /// Whether it ended and met the TPOT target. A single token always meets it.
-    pub fn meets_tpot(&self, slo: &Slo) -> bool {
-        self.done && self.tpot.is_none_or(|tpot| tpot <= slo.tpot)
+    pub fn meets_tpot(&self) -> bool {
+        self.done && self.tpot.is_none_or(|tpot| tpot <= self.targets.slo.tpot)
     }
 
     /// Whether it ended and met the ITL target, if there is one.
-    pub fn meets_itl(&self, slo: &Slo) -> bool {
-        self.done && slo.meets_itl(self.gap_max)
+    pub fn meets_itl(&self) -> bool {
+        self.done && self.targets.slo.meets_itl(self.gap_max)
     }
 
     /// Whether it met all targets.
-    pub fn meets(&self, slo: &Slo) -> bool {
-        self.meets_ttft(slo) && self.meets_tpot(slo) && self.meets_itl(slo)
+    pub fn meets(&self) -> bool {
+        self.meets_ttft() && self.meets_tpot() && self.meets_itl()
     }
 }
 
@@ -135,6 +137,7 @@ impl ArrivalLog {
             ended_at: log.live.arrived + log.duration,
             prompt: log.prompt,
             output: log.output,
+            targets: log.live.targets,
             done: log.outcome == RequestOutcome::Done,
             counts: log.outcome != RequestOutcome::ClientLeft,
             ttft: log.ttft,
@@ -227,16 +230,16 @@ impl Records {
     }
 
     /// Latencies of each model over [`WINDOW`], in the order in which the models were first seen.
-    pub fn latencies(&mut self, now: Moment, slo: &Slo) -> Vec<ModelLatencies> {
+    pub fn latencies(&mut self, now: Moment) -> Vec<ModelLatencies> {
         let mut all: Vec<ModelLatencies> =
             self.models.iter_mut().map(|model| model.latencies(now)).collect();
         for request in self.within(now, WINDOW).filter(|request| request.counts) {
             let Some(model) = all.get_mut(request.model) else { continue };
             model.requests += 1;
-            model.met_ttft += usize::from(request.meets_ttft(slo));
-            model.met_tpot += usize::from(request.meets_tpot(slo));
-            model.met_itl += usize::from(request.meets_itl(slo));
-            model.met_all += usize::from(request.meets(slo));
+            model.met_ttft += usize::from(request.meets_ttft());
+            model.met_tpot += usize::from(request.meets_tpot());
+            model.met_itl += usize::from(request.meets_itl());
+            model.met_all += usize::from(request.meets());
             model.ttft.extend(request.ttft.map(Seconds::get));
             model.tpot.extend(request.tpot.map(Seconds::get));
         }
@@ -286,6 +289,7 @@ impl ModelGaps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tidegate_types::Slo;
 
     fn at(seconds: f64) -> Moment {
         Moment::from_start(Seconds(seconds))
@@ -297,6 +301,7 @@ mod tests {
             ended_at,
             prompt: Tokens(1000),
             output: Tokens(10),
+            targets: Targets::default(),
             done: true,
             counts: true,
             ttft: Some(Seconds(ttft)),
@@ -341,13 +346,24 @@ mod tests {
         for (ended, ttft) in [(10.0, 9.0), (400.0, 0.5), (410.0, 2.0)] {
             records.add(queued(at(ended), ttft, 0), at(ended));
         }
-        let slo = Slo::default();
-        let all = records.latencies(at(420.0), &slo);
+        let all = records.latencies(at(420.0));
         assert_eq!((all[0].requests, all[0].met_ttft, all[0].met_all), (2, 1, 1));
-        let strict = records.latencies(at(420.0), &Slo { itl: Some(Seconds(0.04)), ..slo });
-        assert_eq!((strict[0].met_itl, strict[0].met_all), (0, 0));
         assert_eq!(all[0].ttft, [0.5, 2.0]);
         assert_eq!(all[0].gaps[17], 18);
-        assert!(records.latencies(at(2000.0), &slo).is_empty());
+        assert!(records.latencies(at(2000.0)).is_empty());
+    }
+
+    #[test]
+    fn each_request_is_judged_by_its_own_targets() {
+        let strict = Slo { itl: Some(Seconds(0.04)), ..Slo::default() };
+        let lax = Slo { ttft: Seconds(5.0), ..Slo::default() };
+        let mut records = Records::default();
+        for (slo, ttft) in [(strict, 0.5), (lax, 2.0), (Slo::default(), 2.0)] {
+            let mut request = queued(at(1.0), ttft, 0);
+            request.arrival.targets = Targets::of_default_class(slo);
+            records.add(request, at(1.0));
+        }
+        let all = records.latencies(at(2.0));
+        assert_eq!((all[0].met_ttft, all[0].met_itl, all[0].met_all), (2, 2, 1));
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use tidegate_scheduler::cost::{DecodeModel, PrefillModel};
-use tidegate_types::{Moment, Role, Seconds, Slo, Tokens};
+use tidegate_types::{Moment, Role, Seconds, Tokens};
 use tokio::sync::watch;
 
 use crate::backends::fleet::{EVERYONE, Fleet, RoutingTable};
@@ -175,7 +175,7 @@ impl History {
 impl Point {
     /// Sets the latencies and the attainment of the last 10 s.
     #[must_use]
-    pub fn with_latencies(self, records: &Records, now: Moment, slo: &Slo) -> Point {
+    pub fn with_latencies(self, records: &Records, now: Moment) -> Point {
         let recent = || records.within(now, RECENT).filter(|request| request.counts);
         let sorted = |values: &mut Vec<f64>| values.sort_by(f64::total_cmp);
         let mut ttft: Vec<f64> = recent().filter_map(|r| r.ttft).map(Seconds::get).collect();
@@ -184,7 +184,7 @@ impl Point {
         sorted(&mut tpot);
         Point {
             ended: recent().count(),
-            attained: recent().filter(|r| r.meets(slo)).count(),
+            attained: recent().filter(|r| r.meets()).count(),
             ttft_p50: percentile(&ttft, 0.5),
             ttft_p90: percentile(&ttft, 0.9),
             tpot_p50: percentile(&tpot, 0.5),

@@ -130,11 +130,18 @@ impl RecentRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidegate_types::{Moment, RequestId};
+    use tidegate_types::{Moment, RequestId, Targets};
 
     fn ended(id: u64) -> RecentRequest {
         let name = format!("r{}", id % 3);
-        let live = InflightRequest::new(RequestId(id), &name, None, Moment::START, Tokens(1));
+        let live = InflightRequest::new(
+            RequestId(id),
+            &name,
+            None,
+            Moment::START,
+            Tokens(1),
+            Targets::default(),
+        );
         RecentRequest {
             live: Arc::new(live),
             endpoint: "chat",

@@ -126,7 +126,7 @@ impl<'a> Evaluation<'a> {
     /// prefill.
     pub(super) fn has_slack(&self) -> bool {
         self.params.spill
-            && self.stall() <= self.slack().min(self.params.slo.ttft).max(Seconds::ZERO)
+            && self.stall() <= self.slack().min(self.job.targets.slo.ttft).max(Seconds::ZERO)
             && self.keeps_itl()
     }
 

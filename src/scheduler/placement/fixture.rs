@@ -6,7 +6,7 @@ use crate::placement::{
     DecodeRequest, Disaggregation, Excluded, Fleet, Load, PrefillRequest, RouteDecision,
 };
 use std::cell::{Cell, RefCell};
-use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
+use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Targets, Tokens};
 
 /// `llama70b-h100x4`, with the chunk's share of the fixed step cost included in `per_token`.
 pub(crate) const PREFILL: PrefillModel = PrefillModel {
@@ -53,6 +53,7 @@ pub(crate) fn job(id: u64, prompt: u64) -> PrefillRequest {
         prompt: Tokens(prompt),
         expected_output: Tokens(100),
         arrived: Moment::START,
+        targets: Targets::default(),
         ttft_deadline: Moment::START + Seconds(1.0),
         queue_deadline: Moment::START + Seconds(30.0),
         disaggregation: Disaggregation::Allowed,
@@ -67,6 +68,7 @@ pub(crate) fn decode_request(from: u16) -> DecodeRequest {
         id: RequestId(1),
         pool: PoolId(0),
         from: BackendId(from),
+        targets: Targets::default(),
         kv: Tokens(1000),
         expected_output: Tokens(100),
         seed: 7,

@@ -1,6 +1,6 @@
 //! Jobs: requests as placement sees them. Plain values, cheap to clone.
 
-use tidegate_types::{BackendId, Moment, PoolId, RequestId, Tokens};
+use tidegate_types::{BackendId, Moment, PoolId, RequestId, Targets, Tokens};
 
 /// Most backends in [`Excluded`]. It equals the number of refusals for load that do not count as an
 /// attempt of a request.
@@ -28,6 +28,8 @@ pub struct PrefillRequest {
     pub expected_output: Tokens,
     /// Time of arrival at the proxy.
     pub arrived: Moment,
+    /// The targets of the request.
+    pub targets: Targets,
     /// TTFT deadline.
     pub ttft_deadline: Moment,
     /// Queue deadline: a request that is still queued at this time is refused.
@@ -49,6 +51,8 @@ pub struct DecodeRequest {
     pub pool: PoolId,
     /// The backend that holds its KV cache.
     pub from: BackendId,
+    /// The targets of the request.
+    pub targets: Targets,
     /// KV tokens of its prompt.
     pub kv: Tokens,
     /// Expected output tokens.

@@ -235,7 +235,7 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
         let (Some(holder), Some(predicted)) = (self.holder, choice.predicted()) else {
             return false;
         };
-        let after = holder.hand_off + self.params.slo.tpot;
+        let after = holder.hand_off + self.job.targets.slo.tpot;
         holder.predicted * HOLDER_SAVES < predicted
             && holder.ttft + after <= self.time_left.max(predicted)
     }

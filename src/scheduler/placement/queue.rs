@@ -135,7 +135,7 @@ impl EdfQueue {
         mut on: impl FnMut(QueueOutcome<'_>) -> Reserved,
     ) {
         self.expire(now, &mut on);
-        self.estimate(params, fleet);
+        self.estimate(fleet);
         let pools: Vec<PoolId> = self.pools.keys().copied().collect();
         for pool in pools {
             self.reclassify(params.late, pool, now, &mut on);
@@ -190,12 +190,12 @@ impl EdfQueue {
     }
 
     /// Estimates the prefill work and the latest start of new requests.
-    fn estimate(&mut self, params: &Params, fleet: &impl Fleet) {
+    fn estimate(&mut self, fleet: &impl Fleet) {
         for id in std::mem::take(&mut self.unestimated) {
             let Some(waiting) = self.waiting.get_mut(&id) else { continue };
             let Some(pool_queue) = self.pools.get_mut(&waiting.job.pool) else { continue };
             pool_queue.remove(waiting);
-            let (work, after) = least_prefill(params, &waiting.job, fleet);
+            let (work, after) = least_prefill(&waiting.job, fleet);
             let due = waiting.job.ttft_deadline;
             waiting.work = work;
             waiting.latest_start = due - work - after;
@@ -362,7 +362,7 @@ impl RefusedWork {
 /// Returns the least prefill work of a request on any backend, if idle, and the time from its end to
 /// the first token. With prefill backends that time is the shortest hand-off plus one TPOT, for the
 /// first decode step; otherwise it is 0. Both are 0 without an open backend.
-fn least_prefill(params: &Params, job: &PrefillRequest, fleet: &impl Fleet) -> (Seconds, Seconds) {
+fn least_prefill(job: &PrefillRequest, fleet: &impl Fleet) -> (Seconds, Seconds) {
     let backends = fleet.pool(job.pool);
     let sample = order(backends.len(), job.seed).take(SAMPLE).map(|index| backends[index]);
     let holders = fleet.holders(job);
@@ -382,7 +382,7 @@ fn least_prefill(params: &Params, job: &PrefillRequest, fleet: &impl Fleet) -> (
             }
         }
     }
-    let after = hand_off.map_or(Seconds::ZERO, |hand_off| hand_off + params.slo.tpot);
+    let after = hand_off.map_or(Seconds::ZERO, |hand_off| hand_off + job.targets.slo.tpot);
     (least.unwrap_or(Seconds::ZERO), after)
 }
 

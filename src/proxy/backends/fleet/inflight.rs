@@ -5,7 +5,7 @@ use dashmap::DashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
-use tidegate_types::{BackendId, Moment, RequestId, Seconds, Tokens};
+use tidegate_types::{BackendId, Moment, RequestId, Seconds, Targets, Tokens};
 
 use crate::backends::fleet::gaps::Gaps;
 
@@ -62,6 +62,8 @@ pub struct InflightRequest {
     pub arrived: Moment,
     /// Prompt tokens, counted or estimated.
     pub prompt: Tokens,
+    /// The targets by which it is scheduled and judged.
+    pub targets: Targets,
     stage: AtomicU8,
     prefill_on: AtomicU32,
     decode_on: AtomicU32,
@@ -84,6 +86,7 @@ impl InflightRequest {
         model: Option<Arc<str>>,
         arrived: Moment,
         prompt: Tokens,
+        targets: Targets,
     ) -> InflightRequest {
         InflightRequest {
             id,
@@ -91,6 +94,7 @@ impl InflightRequest {
             model,
             arrived,
             prompt,
+            targets,
             stage: AtomicU8::new(Stage::Queued as u8),
             prefill_on: AtomicU32::new(NOWHERE),
             decode_on: AtomicU32::new(NOWHERE),

@@ -116,7 +116,7 @@ pub fn find(proxy: &Proxy, id: &str) -> Option<EndedView> {
 }
 
 fn view(proxy: &Proxy, of: &RecentRequest) -> EndedView {
-    let slo = proxy.settings.load().placement.slo;
+    let slo = of.live.targets.slo;
     let name = |name: &Option<Arc<str>>| name.as_deref().map(str::to_owned);
     let phases = phases(of);
     let prefill = phases.iter().find(|phase| phase.name == "prefill").map(|phase| phase.seconds);

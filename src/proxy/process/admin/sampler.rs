@@ -68,8 +68,7 @@ fn point(proxy: &Proxy, (prefill, decode): (f64, f64), arrived: u64) -> Point {
         arrived,
         ..Point::default()
     };
-    let slo = proxy.settings.load().placement.slo;
-    point.with_roles(&proxy.fleet.table()).with_latencies(&records, now, &slo)
+    point.with_roles(&proxy.fleet.table()).with_latencies(&records, now)
 }
 
 /// A snapshot as a server-sent event.

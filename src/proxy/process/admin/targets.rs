@@ -46,7 +46,7 @@ struct Percentiles {
 /// Attainment and latencies of the last five minutes.
 pub fn targets(proxy: &Proxy) -> TargetsView {
     let (now, slo) = (proxy.clock.now(), proxy.settings.load().placement.slo);
-    let models = proxy.arrivals.collect(now).latencies(now, &slo);
+    let models = proxy.arrivals.collect(now).latencies(now);
     TargetsView {
         ttft_seconds: slo.ttft.get(),
         tpot_seconds: slo.tpot.get(),
