@@ -1,5 +1,7 @@
 //! Input and output of the filter chain, as plain values.
 
+#[cfg(doc)]
+use crate::ServiceClasses;
 use crate::Traceparent;
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -7,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use tidegate_engine::{Endpoint, Kinds, Scan, Span};
 use tidegate_scheduler::cost::ByteFeatures;
-use tidegate_types::Tokens;
+use tidegate_types::{Targets, Tokens};
 
 /// A request's head, before its body is read.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +72,8 @@ pub struct Accepted {
     pub alias_at: Option<Span>,
     /// Size of the prompt.
     pub prompt: Counted,
+    /// Service class and targets; of no class until [`ServiceClasses::targets`] has set them.
+    pub targets: Targets,
 }
 
 /// A prompt's size and prefix block hashes.

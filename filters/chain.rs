@@ -10,6 +10,7 @@ use crate::tokenize::{Tokenize, tokenize};
 use crate::{Accepted, ApiKey, Directory, FreshIds, HeadParts, PromptEstimator, RequestParts};
 use http::HeaderMap;
 use tidegate_engine::{ApiError, PathEntry};
+use tidegate_types::Targets;
 
 /// Settings of the chain.
 #[derive(Clone, Debug)]
@@ -140,6 +141,7 @@ impl Chain {
             model: parsed.model.map(|(name, _)| name.clone()),
             scan: parsed.scan,
             prompt: measured.counted,
+            targets: Targets::default(),
         })
     }
 }

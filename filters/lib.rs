@@ -14,6 +14,7 @@
 //! - `tokenize`: prompt tokens and prefix block hashes
 //! - `context_limit`: the prompt and `max_tokens` against the model's context length
 //! - `model`: a model's tokenizer and chat template
+//! - `service_class`: the class and the targets of an accepted request
 //!
 //! The crate is pure: no backends, sockets, files, clock or random numbers.
 #![warn(missing_docs)]
@@ -31,6 +32,7 @@ pub mod limit;
 pub mod model;
 pub mod parse;
 pub mod query;
+pub mod service_class;
 pub mod tokenize;
 
 pub use accepted::{Accepted, Counted, FreshIds, HeadParts, RequestParts, Tenant};
@@ -42,3 +44,4 @@ pub use handoff::{HandoffHost, HandoffTrust, remove_handoff_headers};
 pub use identify::{Traceparent, identify, request_id};
 pub use model::{ModelTokenizer, TokenizerError};
 pub use query::{model_in_query, with_model};
+pub use service_class::{ServiceClass, ServiceClasses};

@@ -9,6 +9,7 @@ use tidegate_types::{GroupId, Role, RoleCapability, RoleSet, Seconds, Slo, Token
 use crate::defaults;
 use crate::schema::{
     BackendSettings, Connector, EngineName, KvRole, LateRequests, ScheduleStyle, Settings,
+    SloClassSettings,
 };
 
 impl BackendSettings {
@@ -18,17 +19,39 @@ impl BackendSettings {
     }
 }
 
+/// Returns an ITL target; 0 is none.
+fn itl(seconds: Seconds) -> Option<Seconds> {
+    Some(seconds).filter(|itl| *itl > Seconds::ZERO)
+}
+
 impl Settings {
     /// Returns the latency targets.
     pub fn slo(&self) -> Slo {
-        let itl = Some(self.slo.itl).filter(|itl| *itl > Seconds::ZERO);
-        Slo { ttft: self.slo.ttft, tpot: self.slo.tpot, itl }
+        Slo { ttft: self.slo.ttft, tpot: self.slo.tpot, itl: itl(self.slo.itl) }
+    }
+
+    /// Returns the targets of a service class.
+    pub fn class_slo(&self, class: &SloClassSettings) -> Slo {
+        if class.batch {
+            return Slo::NONE;
+        }
+        Slo {
+            ttft: class.ttft.unwrap_or(self.slo.ttft),
+            tpot: class.tpot.unwrap_or(self.slo.tpot),
+            itl: itl(class.itl.unwrap_or(self.slo.itl)),
+        }
     }
 
     /// Returns the parameters of placement.
     pub fn placement_params(&self) -> PlacementParams {
         PlacementParams {
             slo: self.slo(),
+            class_tpot: self
+                .slo
+                .classes
+                .iter()
+                .map(|class| self.class_slo(class).tpot)
+                .fold(Seconds(f64::INFINITY), Seconds::min),
             prefill_backlog_max: self.queue.room,
             late: match self.queue.late {
                 LateRequests::Serve => LatePolicy::Serve,

@@ -171,7 +171,7 @@ fn every_number_of_the_schema_has_bounds() {
 #[test]
 fn defaults_in_the_gateway_example_equal_those_of_the_schema() {
     let (shown, default) = (good("gateway", &uncommented()), Settings::default());
-    assert_eq!(shown.slo, default.slo);
+    assert_eq!(shown.slo(), default.slo());
     assert_eq!(shown.queue, default.queue);
     assert_eq!(shown.placement, default.placement);
     assert_eq!(shown.planner_params(), default.planner_params());

@@ -43,5 +43,6 @@ pub use schema::{
     KubernetesSettings, KvRole, LeaseSettings, LogFormat, LogSettings, ModelSettings,
     PlacementSettings, PlannerSettings, PodSettings, PrefixSettings, Preset, ProbeSettings,
     QueueSettings, RetrySettings, RoleLabelSettings, ScheduleStyle, Secret, ServerSettings,
-    Settings, SidecarSettings, SignalSettings, SloSettings, TlsSettings, UpstreamSettings,
+    Settings, SidecarSettings, SignalSettings, SloClassSettings, SloSettings, TlsSettings,
+    UpstreamSettings,
 };

@@ -8,6 +8,7 @@ mod kubernetes;
 mod server;
 mod sidecar;
 mod signals;
+mod slo;
 mod sources;
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,7 @@ pub use kubernetes::{KubernetesSettings, PodSettings, Preset, RoleLabelSettings}
 pub use server::{ClientAuth, CorsSettings, HalfClose, ServerSettings, TlsSettings};
 pub use sidecar::SidecarSettings;
 pub use signals::SignalSettings;
+pub use slo::{SloClassSettings, SloSettings};
 pub use sources::{DirectorySettings, DnsSettings};
 
 /// A whole configuration.
@@ -110,21 +112,6 @@ pub struct AdminSettings {
     pub flip_hold: Seconds,
     /// Ended requests that are kept for `tidegate explain` and `GET /v1/requests`; 0: none.
     pub requests_kept: usize,
-}
-
-/// `[slo]`
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SloSettings {
-    /// Target for the time to first token.
-    #[serde(rename = "ttft_seconds")]
-    pub ttft: Seconds,
-    /// Target for the mean time per output token after the first.
-    #[serde(rename = "tpot_seconds")]
-    pub tpot: Seconds,
-    /// Target for the largest gap between two tokens of an answer (ITL); 0: none.
-    #[serde(rename = "itl_seconds")]
-    pub itl: Seconds,
 }
 
 /// `[queue]`
@@ -337,12 +324,6 @@ impl Default for AdminSettings {
             flip_hold: defaults::FLIP_HOLD,
             requests_kept: defaults::REQUESTS_KEPT,
         }
-    }
-}
-
-impl Default for SloSettings {
-    fn default() -> Self {
-        SloSettings { ttft: defaults::TTFT, tpot: defaults::TPOT, itl: defaults::ITL }
     }
 }
 

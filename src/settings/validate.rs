@@ -7,6 +7,7 @@ mod gateways;
 mod kubernetes;
 mod sidecar;
 mod signals;
+mod slo;
 mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,6 +106,7 @@ pub(crate) fn validate(settings: &Settings, removed: RemovedParts) -> Vec<(Vec<P
     kubernetes::kubernetes(settings, &mut found);
     gateways::gateways(settings, &mut found);
     sidecar::sidecar(settings, &mut found);
+    slo::slo(settings, &mut found);
     fleet::models(settings, &mut found);
     fleet::backends(settings, &mut found);
     fleet::groups(settings, &mut found);
@@ -282,17 +284,12 @@ fn collide(a: &SocketAddr, b: &SocketAddr) -> bool {
 }
 
 fn spans(settings: &Settings, found: &mut Findings) {
-    let Settings { server, slo, queue, planner, upstream, probe, .. } = settings;
+    let Settings { server, queue, planner, upstream, probe, .. } = settings;
     found.positive(server.keepalive, "server.keepalive_seconds");
     found.not_negative(server.keepalive_comment, "server.keepalive_comment_seconds");
     found.positive(server.client_stall, "server.client_stall_seconds");
     found.not_negative(server.drain, "server.drain_seconds");
     found.not_negative(server.linger, "server.linger_seconds");
-    found.positive(slo.ttft, "slo.ttft_seconds");
-    found.positive(slo.tpot, "slo.tpot_seconds");
-    if slo.itl.get() != 0.0 {
-        found.positive(slo.itl, "slo.itl_seconds");
-    }
     found.positive(queue.deadline, "queue.deadline_seconds");
     found.positive(queue.room, "queue.room_seconds");
     let handoff = queue.handoff.get();

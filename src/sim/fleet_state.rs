@@ -30,16 +30,19 @@ struct EngineState {
     steps: u64,
     /// The role after the switch in progress, and the start of the switch once the engine is idle.
     becoming: Option<(Role, Option<Moment>)>,
-    /// By stream: its TPOT deadline less the steps since step 0, and the request. A stream whose
-    /// first token came at `t` with step `s` meets the TPOT target until `t + (steps + 1 − s)·TPOT`;
-    /// the key is `t − s·TPOT`, which does not change while the stream runs.
-    tpot_keys: BTreeSet<(i64, usize)>,
+    /// By TPOT target in nanoseconds and stream: its TPOT deadline less the steps since step 0, and
+    /// the request. A stream whose first token came at `t` with step `s` meets the target until
+    /// `t + (steps + 1 − s)·TPOT`; the key is `t − s·TPOT`, which does not change while the stream
+    /// runs.
+    tpot_keys: BTreeMap<i64, BTreeSet<(i64, usize)>>,
 }
 
-/// One stream: its charge and, from its first token on, its key in `tpot_keys` and its first step.
+/// One stream: its charge, its TPOT target in nanoseconds and, from its first token on, its key in
+/// `tpot_keys` and its first step.
 #[derive(Debug)]
 struct Stream {
     charge: StreamCharge<LocalU64>,
+    tpot: i64,
     decoding: Option<(i64, u64)>,
 }
 
@@ -60,7 +63,6 @@ pub(crate) struct FleetState {
     index: Option<PrefixIndex>,
     /// By waiting request: the engines that were sent its leading blocks.
     matches: BTreeMap<RequestId, Matches>,
-    tpot: Seconds,
     /// How roles can be changed.
     capability: RoleCapability,
 }
@@ -72,7 +74,7 @@ pub(crate) struct View<'a> {
 }
 
 impl FleetState {
-    pub(crate) fn new(fleet: &[Profile], tpot: Seconds, capability: RoleCapability) -> FleetState {
+    pub(crate) fn new(fleet: &[Profile], capability: RoleCapability) -> FleetState {
         let engines = fleet.len();
         // SGLang, the only `DrainThenCall` engine, answers colocated requests with 400.
         let colocates = capability == RoleCapability::Instant;
@@ -95,7 +97,6 @@ impl FleetState {
             hit_shares: vec![1.0; engines],
             index: None,
             matches: BTreeMap::new(),
-            tpot,
             capability,
         }
     }
@@ -276,16 +277,21 @@ impl FleetState {
     }
 
     /// Keeps the charges of a request's first leg.
-    pub(crate) fn placed(&mut self, request: usize, leg: LegReservation<LocalU64>) {
+    pub(crate) fn placed(&mut self, request: usize, leg: LegReservation<LocalU64>, tpot: Seconds) {
         self.prefills.insert(request, leg.prefill);
         if let Some(charge) = leg.stream {
-            self.decoding(request, charge);
+            self.decoding(request, charge, tpot);
         }
     }
 
-    /// Keeps the charge of a request's stream.
-    pub(crate) fn decoding(&mut self, request: usize, charge: StreamCharge<LocalU64>) {
-        self.streams.insert(request, Stream { charge, decoding: None });
+    /// Keeps the charge of a request's stream, whose TPOT target is `tpot`.
+    pub(crate) fn decoding(
+        &mut self,
+        request: usize,
+        charge: StreamCharge<LocalU64>,
+        tpot: Seconds,
+    ) {
+        self.streams.insert(request, Stream { charge, tpot: nanos(tpot), decoding: None });
     }
 
     /// Settles the prefill charge of a request, if it has one.
@@ -298,22 +304,26 @@ impl FleetState {
         self.stepped(engine, steps);
         let Some(stream) = self.streams.get_mut(&request) else { return };
         let engine = &mut self.engines[engine];
-        let key = (now.0 as i64).saturating_sub((steps as i64).saturating_mul(nanos(self.tpot)));
+        let key = (now.0 as i64).saturating_sub((steps as i64).saturating_mul(stream.tpot));
         stream.charge.emit(1);
         stream.decoding = Some((key, steps));
         engine.decoding += 1;
-        engine.tpot_keys.insert((key, request));
+        engine.tpot_keys.entry(stream.tpot).or_default().insert((key, request));
     }
 
     /// Records the end of a stream.
     pub(crate) fn ended(&mut self, request: usize, engine: usize, steps: u64) {
         self.stepped(engine, steps);
-        let Some(Stream { mut charge, decoding }) = self.streams.remove(&request) else { return };
+        let Some(Stream { mut charge, tpot, decoding }) = self.streams.remove(&request) else {
+            return;
+        };
         if let Some((key, first)) = decoding {
             charge.take_over(steps - first);
             let engine = &mut self.engines[engine];
             engine.decoding -= 1;
-            engine.tpot_keys.remove(&(key, request));
+            if let Some(keys) = engine.tpot_keys.get_mut(&tpot) {
+                keys.remove(&(key, request));
+            }
         }
     }
 
@@ -327,10 +337,13 @@ impl FleetState {
 
 impl EngineState {
     /// Returns the smallest slack of the streams with a first token.
-    fn slack(&self, now: Moment, tpot: Seconds) -> Option<Seconds> {
-        let (key, _) = self.tpot_keys.first()?;
-        let key = key + (self.steps as i64 + 1) * nanos(tpot);
-        Some(Seconds((key - now.0 as i64) as f64 / 1e9))
+    fn slack(&self, now: Moment) -> Option<Seconds> {
+        let deadline = |(tpot, keys): (&i64, &BTreeSet<(i64, usize)>)| {
+            let (key, _) = keys.first()?;
+            Some(key + (self.steps as i64 + 1) * tpot)
+        };
+        let first = self.tpot_keys.iter().filter_map(deadline).min()?;
+        Some(Seconds((first - now.0 as i64) as f64 / 1e9))
     }
 }
 
@@ -342,8 +355,10 @@ impl Fleet for View<'_> {
     fn load(&self, on: BackendId) -> Load {
         let engine = &self.fleet_state.engines[on.index()];
         let role = self.fleet_state.roles[on.index()];
-        let slack = engine.slack(self.now, self.fleet_state.tpot);
-        let fixed = Load { role, ..self.fleet_state.models[on.index()] };
+        let slack = engine.slack(self.now);
+        let model = self.fleet_state.models[on.index()];
+        let shortest = model.decode_model.step(1, Tokens::ZERO);
+        let fixed = Load { role, tightest: engine.account.tightest_targets(shortest), ..model };
         load_of(fixed, &engine.account.balance(), slack)
     }
 

@@ -117,7 +117,7 @@ impl TidegateRouter {
             None => RoleCapability::Instant,
         };
         let assumed = config.assumed_fleet();
-        let mut fleet_state = FleetState::new(&assumed, config.slo.tpot, capability);
+        let mut fleet_state = FleetState::new(&assumed, capability);
         if config.prefix_caching {
             fleet_state = fleet_state.with_prefix_index(params.kv_events);
         }
@@ -207,7 +207,8 @@ impl TidegateRouter {
         });
         for (id, from, on, stream) in decoding {
             let arrival = &cluster.trace().arrivals[request_of(id)];
-            self.fleet_state.decoding(request_of(id), stream);
+            let tpot = self.targets().slo.tpot;
+            self.fleet_state.decoding(request_of(id), stream, tpot);
             let lacks = self.fleet_state.lacks(on, &arrival.blocks, arrival.prompt);
             self.learning.decode_sent(request_of(id), on, lacks, &self.fleet_state, now);
             self.fleet_state.sent(id, on, &arrival.blocks, arrival.prompt);
@@ -232,7 +233,8 @@ impl TidegateRouter {
         let on = leg.on;
         let work = if leg.stream.is_some() { Work::Colocated } else { Work::PrefillOnly };
         self.learning.prefill_sent(request, on, leg.predicted, cluster.now());
-        self.fleet_state.placed(request, leg);
+        let tpot = self.targets().slo.tpot;
+        self.fleet_state.placed(request, leg, tpot);
         self.fleet_state.sent(id_of(request), on, blocks, *prompt);
         cluster.admit(request, on.index(), work);
     }

@@ -19,13 +19,31 @@ pub struct Slo {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClassId(pub u8);
 
+/// Most configured service classes, without the default class.
+pub const CLASSES_MAX: usize = 8;
+
+/// Name of the default class.
+pub const DEFAULT_CLASS: &str = "default";
+
 /// The targets of one request, and its service class.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Targets {
     /// The class.
     pub class: ClassId,
+    /// Whether the class has targets.
+    pub kind: ClassKind,
     /// The latency targets: those of the class, or the request's own.
     pub slo: Slo,
+}
+
+/// Whether the requests of a class have targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClassKind {
+    /// They have targets.
+    #[default]
+    Interactive,
+    /// They have none and take the capacity that interactive requests leave.
+    Batch,
 }
 
 impl ClassId {
@@ -36,11 +54,20 @@ impl ClassId {
 impl Targets {
     /// Returns the targets of the default class.
     pub const fn of_default_class(slo: Slo) -> Targets {
-        Targets { class: ClassId::DEFAULT, slo }
+        Targets { class: ClassId::DEFAULT, kind: ClassKind::Interactive, slo }
+    }
+
+    /// Returns whether the request is batch work.
+    pub fn is_batch(&self) -> bool {
+        self.kind == ClassKind::Batch
     }
 }
 
 impl Slo {
+    /// No targets: every answer meets them.
+    pub const NONE: Slo =
+        Slo { ttft: Seconds(f64::INFINITY), tpot: Seconds(f64::INFINITY), itl: None };
+
     /// Returns whether an answer with this largest gap meets the ITL target. An answer without a gap
     /// does. The largest gap counts, not a percentile: a pause is what a reader notices, and a 99th
     /// percentile would allow a number of pauses that grows with the length of the answer.

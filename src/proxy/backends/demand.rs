@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tidegate_scheduler::planner::{ArrivalCounters, ArrivalTotals};
+use tidegate_types::Targets;
 
 /// One pool's demand.
 #[derive(Debug, Default)]
@@ -12,6 +13,7 @@ pub struct Demand {
     /// What other gateways have reported as arrived there since then.
     pub others: ArrivalCounters,
     waiting_requests: AtomicU64,
+    waiting_batch: AtomicU64,
 }
 
 impl Demand {
@@ -20,13 +22,16 @@ impl Demand {
         self.arrivals.totals() + self.others.totals()
     }
 
-    /// Number of requests that wait for their first leg.
-    pub fn waiting(&self) -> u64 {
-        self.waiting_requests.load(Relaxed)
+    /// Number of requests that wait for their first leg before a request with these targets: batch work
+    /// waits behind all others.
+    pub fn waiting_before(&self, targets: &Targets) -> u64 {
+        let batch = if targets.is_batch() { self.waiting_batch.load(Relaxed) } else { 0 };
+        self.waiting_requests.load(Relaxed) + batch
     }
 
-    /// Sets the number of waiting requests. Called by the dispatcher only.
-    pub fn set_waiting(&self, requests: usize) {
-        self.waiting_requests.store(requests as u64, Relaxed);
+    /// Sets the numbers of waiting requests, batch work apart. Called by the dispatcher only.
+    pub fn set_waiting(&self, interactive: usize, batch: usize) {
+        self.waiting_requests.store(interactive as u64, Relaxed);
+        self.waiting_batch.store(batch as u64, Relaxed);
     }
 }

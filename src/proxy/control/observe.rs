@@ -25,7 +25,8 @@ pub fn fleet(
     let all = fleet.backends();
     let backends = all.iter().map(|backend| {
         let entry = table.entry(backend.id);
-        let balance = backend.account.total();
+        // Batch work takes what is left: it is no demand.
+        let balance = backend.account.total().without(&backend.account.batch_streams());
         BackendObservation {
             id: backend.id,
             group: entry.group,

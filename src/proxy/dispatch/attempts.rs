@@ -164,13 +164,14 @@ impl FailedAttempts {
             (_, LegProblem::Abandoned { .. }) => {}
             _ => self.charged += 1,
         }
-        let values = &serving.inbound.settings.values;
+        let settings = &serving.inbound.settings;
+        let (values, class) = (&settings.values, settings.classes.class(serving.job.targets.class));
         let job = &mut serving.job;
         job.excluded.insert(failure.on);
         // The deadlines are renewed: time lost on a failed engine does not count against the request.
         let now = proxy.clock.now();
         job.ttft_deadline = job.ttft_deadline.max(now + job.targets.slo.ttft);
-        job.queue_deadline = job.queue_deadline.max(now + values.queue.deadline);
+        job.queue_deadline = job.queue_deadline.max(now + class.queue_deadline);
         self.failures.push(FailedAttempt { failure, from });
         let last = self.charged >= values.retry.attempts || self.failures.len() >= EXCLUDED_MAX;
         last.then(|| self.exhausted(proxy, attempts)).flatten()

@@ -76,7 +76,7 @@ pub(crate) async fn unedited(
     learns: bool,
     progress: &mut RequestProgress<'_>,
 ) -> Result<OpenedAnswer, AttemptError> {
-    reservation.open_stream(serving.job.prompt);
+    reservation.open_stream(serving.job.prompt, &serving.job.targets);
     // The engine has seen the request id of the prefill leg.
     progress.next_attempt();
     let opened = whole(serving, reservation, predicted, progress).await?;

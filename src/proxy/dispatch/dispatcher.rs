@@ -140,9 +140,11 @@ impl Dispatcher {
     fn publish_demand(&self) {
         let table = self.proxy.fleet.table();
         for pool in &table.pools {
-            pool.demand.set_waiting(self.queue.waiting(pool.id));
+            let (interactive, batch) =
+                (self.queue.waiting(pool.id), self.queue.waiting_batch(pool.id));
+            pool.demand.set_waiting(interactive, batch);
         }
-        if !self.queue.is_empty() {
+        if self.queue.has_interactive() {
             self.proxy.surge.notify_one();
         }
     }

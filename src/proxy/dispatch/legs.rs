@@ -91,6 +91,6 @@ async fn run_colocated(
     predicted: Predicted,
     progress: &mut RequestProgress<'_>,
 ) -> Result<OpenedAnswer, AttemptError> {
-    reservation.open_stream(serving.job.prompt);
+    reservation.open_stream(serving.job.prompt, &serving.job.targets);
     colocated::whole(serving, reservation, predicted, progress).await
 }

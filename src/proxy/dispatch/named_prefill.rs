@@ -96,7 +96,7 @@ fn try_reserve(serving: &Serving<'_>, own: &Arc<Backend>) -> Option<(Reservation
     let table = proxy.fleet.table();
     let view = proxy.view(&table, KnownPrefixes::One(matches));
     let predicted = serving.predict(&view, own);
-    let stream = own.account.try_open_stream(job.prompt, view.streams_max(own.id))?;
+    let stream = own.account.try_open_stream(job.prompt, &job.targets, view.streams_max(own.id))?;
     let signal = Arc::clone(proxy.queue.signal());
     let reservation = Reservation::new(Arc::clone(own), None, Some(stream), signal);
     Some((reservation, predicted))

@@ -8,6 +8,7 @@ use tidegate_scheduler::cost::Matches;
 use tidegate_scheduler::dispatch;
 use tidegate_scheduler::inflight::StreamCharge;
 use tidegate_scheduler::placement::{DecodeRequest, Params, PrefillRequest};
+use tidegate_scheduler::tuning::BATCH_SHARE;
 use tidegate_types::{BackendId, Moment};
 
 use crate::backends::fleet::KnownPrefixes;
@@ -42,7 +43,11 @@ pub async fn find(
     matches: &Matches,
 ) -> Result<ReservedLeg, Failure> {
     // Waiting requests have precedence.
-    let waiting = proxy.fleet.table().pool(job.pool).map_or(0, |pool| pool.demand.waiting());
+    let waiting = proxy
+        .fleet
+        .table()
+        .pool(job.pool)
+        .map_or(0, |pool| pool.demand.waiting_before(&job.targets));
     if waiting == 0 {
         match try_place(proxy, &settings.placement, job, KnownPrefixes::One(matches)) {
             PlaceOutcome::Placed(placed) => return Ok(placed),
@@ -50,7 +55,14 @@ pub async fn find(
             PlaceOutcome::Wait => {}
         }
     }
-    proxy.queue.wait_for_place(job, matches, settings.placement.queue_max).await
+    proxy.queue.wait_for_place(job, matches, queue_max(settings, job)).await
+}
+
+/// Returns the most waiting requests with which `job` is queued. Batch work leaves a part of the queue
+/// to all others.
+fn queue_max(settings: &SettingsInForce, job: &PrefillRequest) -> usize {
+    let most = settings.placement.queue_max;
+    if job.is_batch() { (most as f64 * BATCH_SHARE) as usize } else { most }
 }
 
 /// Reserves a backend for `job` now, or returns why that is impossible.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 pub use tidegate_scheduler::dispatch::Predicted;
 use tidegate_scheduler::inflight::{PrefillCharge, StreamCharge};
 use tidegate_scheduler::placement::Considered;
-use tidegate_types::{BackendId, Tokens};
+use tidegate_types::{BackendId, Targets, Tokens};
 
 use crate::backends::fleet::Backend;
 use crate::dispatch::capacity_signal::CapacitySignal;
@@ -74,9 +74,9 @@ impl Reservation {
         }
     }
 
-    /// Charges a stream to the backend whatever its free capacity.
-    pub fn open_stream(&mut self, kv: Tokens) {
-        self.stream = Some(self.backend.account.open_stream(kv));
+    /// Charges a stream with these targets to the backend whatever its free capacity.
+    pub fn open_stream(&mut self, kv: Tokens, targets: &Targets) {
+        self.stream = Some(self.backend.account.open_stream(kv, targets));
     }
 
     /// Adds `tokens` emitted by the stream.

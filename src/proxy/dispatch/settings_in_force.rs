@@ -6,10 +6,12 @@ use std::fmt;
 use std::sync::Arc;
 #[cfg(debug_assertions)]
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use tidegate_filters::{ApiKey, Chain, ChainParams, HandoffHost, HandoffTrust};
+use tidegate_filters::{
+    ApiKey, Chain, ChainParams, HandoffHost, HandoffTrust, ServiceClass, ServiceClasses,
+};
 use tidegate_scheduler::placement::Params as PlacementParams;
 use tidegate_settings::Settings;
-use tidegate_types::Seconds;
+use tidegate_types::{ClassKind, DEFAULT_CLASS, Seconds};
 
 use crate::dispatch::cors::Cors;
 use crate::runtime::budget;
@@ -41,6 +43,8 @@ pub struct SettingsInForce {
     pub chain: Chain,
     /// CORS headers, if configured.
     pub cors: Option<Cors>,
+    /// Service classes.
+    pub classes: ServiceClasses,
     /// Parameters of placement.
     pub placement: PlacementParams,
     /// Interval of keep-alive comments on streams without data.
@@ -103,6 +107,7 @@ impl SettingsInForce {
             loaded_at,
             trigger,
             cors: values.server.cors.as_ref().map(Cors::new),
+            classes: service_classes(&values),
             placement: values.placement_params(),
             keepalive_comment: values.server.keepalive_comment_interval(),
             keeps_authorization: !keys.is_empty() && !values.auth.forward_authorization,
@@ -144,6 +149,40 @@ fn handoff_trust(settings: &Settings) -> HandoffTrust {
             HandoffTrust::Hosts(hosts.filter_map(|host| HandoffHost::parse(host)).collect())
         }
     }
+}
+
+/// Returns the service classes. Validation of the settings has already reported invalid networks.
+fn service_classes(settings: &Settings) -> ServiceClasses {
+    let default = ServiceClass {
+        name: DEFAULT_CLASS.into(),
+        models: Vec::new(),
+        keys: Vec::new(),
+        objectives: Vec::new(),
+        stated_targets: false,
+        kind: ClassKind::Interactive,
+        slo: settings.slo(),
+        queue_deadline: settings.queue.deadline,
+    };
+    let classes = settings.slo.classes.iter().map(|class| ServiceClass {
+        name: class.name.as_str().into(),
+        models: class.models.clone(),
+        keys: class.keys.clone(),
+        objectives: class.objectives.clone(),
+        stated_targets: class.stated_targets,
+        kind: if class.batch { ClassKind::Batch } else { ClassKind::Interactive },
+        slo: settings.class_slo(class),
+        queue_deadline: match class.batch {
+            true => class.queue_deadline.unwrap_or(Seconds(f64::INFINITY)),
+            false => settings.queue.deadline,
+        },
+    });
+    let classes = classes.collect();
+    let peers = settings.slo.trusted_peers.iter();
+    let network = |peer: &String| match HandoffHost::parse(peer)? {
+        HandoffHost::Net(network) => Some(network),
+        HandoffHost::Name(_) => None,
+    };
+    ServiceClasses::new(default, classes, peers.filter_map(network).collect())
 }
 
 /// The snapshot in force, and the result of the last reload.

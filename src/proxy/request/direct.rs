@@ -212,7 +212,9 @@ fn try_reserve(
     };
     // A websocket is charged as one stream; its tokens are unknown.
     let stream = match generates || accepted.endpoint == Endpoint::Realtime {
-        true => Some(account.try_open_stream(job.prompt, view.streams_max(backend.id))?),
+        true => {
+            Some(account.try_open_stream(job.prompt, &job.targets, view.streams_max(backend.id))?)
+        }
         false => None,
     };
     let signal = Arc::clone(proxy.queue.signal());

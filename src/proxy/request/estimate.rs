@@ -6,7 +6,7 @@ use tidegate_engine::Scan;
 use tidegate_filters::Accepted;
 use tidegate_scheduler::cost::Matches;
 use tidegate_scheduler::placement::{Disaggregation, Excluded, PrefillRequest};
-use tidegate_types::{BackendId, Moment, PoolId, Targets, Tokens};
+use tidegate_types::{BackendId, Moment, PoolId, Tokens};
 
 use crate::backends::fleet::{EVERYONE, InflightRequest, RoutingTable};
 use crate::dispatch::context::Proxy;
@@ -20,7 +20,7 @@ pub fn job(
     accepted: &Accepted,
     arrived: Moment,
 ) -> (Arc<InflightRequest>, PrefillRequest, Matches) {
-    let id = proxy.next_request();
+    let (id, targets) = (proxy.next_request(), accepted.targets);
     let table = proxy.fleet.table();
     let prompt = accepted.prompt.tokens;
     let pool = table.pool_for(accepted.model.as_deref()).unwrap_or(EVERYONE);
@@ -31,13 +31,16 @@ pub fn job(
     let cached = most_cached(proxy, &matches).min(prompt - Tokens(1));
     let entry = table.pool(pool).unwrap_or(&table.pools[EVERYONE.index()]);
     let work = entry.prefill.predict(prompt - cached, cached);
-    proxy.reaction.arrived(arrived);
-    entry.demand.arrivals.count(work, prompt, expected_output);
-    if work >= settings.placement.prefill_backlog_max {
-        // The prefill alone exceeds an engine's prefill backlog bound: the planner runs at once.
-        proxy.surge.notify_one();
+    // Batch work takes what is left: it is no demand.
+    if !targets.is_batch() {
+        proxy.reaction.arrived(arrived);
+        entry.demand.arrivals.count(work, prompt, expected_output);
+        if work >= settings.placement.prefill_backlog_max {
+            // The prefill alone exceeds an engine's prefill backlog bound: the planner runs at once.
+            proxy.surge.notify_one();
+        }
     }
-    let targets = Targets::of_default_class(settings.placement.slo);
+    let class = settings.classes.class(targets.class);
     let job = PrefillRequest {
         id,
         pool,
@@ -46,7 +49,7 @@ pub fn job(
         arrived,
         targets,
         ttft_deadline: arrived + targets.slo.ttft,
-        queue_deadline: arrived + settings.values.queue.deadline,
+        queue_deadline: arrived + class.queue_deadline,
         disaggregation: disaggregation(proxy, &table, pool, accepted),
         seed: id.spread(),
         excluded: Excluded::default(),

@@ -112,7 +112,7 @@ pub async fn admit_request(
         }
         Err(error) => return Err(refused(inbound, error)),
     }
-    match admit(proxy, &mut inbound, fresh).await {
+    match admit(proxy, &mut inbound, peer, fresh).await {
         Ok(accepted) if matches!(accepted.endpoint, Endpoint::Models | Endpoint::Model) => {
             let request_id = accepted.request_id.clone();
             Ok(Admitted::Models { request_id, path: inbound.target })
@@ -172,14 +172,15 @@ fn with_own_name(target: PathAndQuery, name: &str) -> PathAndQuery {
 async fn admit(
     proxy: &Arc<Proxy>,
     inbound: &mut Inbound,
+    peer: IpAddr,
     fresh: FreshIds,
 ) -> Result<Arc<Accepted>, ApiError> {
-    match filtered(proxy, inbound, fresh).await {
+    match filtered(proxy, inbound, peer, fresh).await {
         Err(error) if error.code == Some(MODEL_NOT_FOUND) => {
             // Boxed: few requests name an unknown model.
             match Box::pin(proxy.discovery.refresh(proxy.clock, &proxy.fleet, &error.message)).await
             {
-                true => filtered(proxy, inbound, fresh).await,
+                true => filtered(proxy, inbound, peer, fresh).await,
                 false => Err(error),
             }
         }
@@ -191,10 +192,11 @@ async fn admit(
 async fn filtered(
     proxy: &Arc<Proxy>,
     inbound: &mut Inbound,
+    peer: IpAddr,
     fresh: FreshIds,
 ) -> Result<Arc<Accepted>, ApiError> {
     let (accepted, edited) = if inbound.body.len() <= INLINE_MAX {
-        filter(proxy, inbound, &fresh)?
+        filter(proxy, inbound, peer, &fresh)?
     } else {
         // In order of arrival. The permit and the budget share are held by the blocking task, which a
         // client's disconnect does not end.
@@ -203,7 +205,7 @@ async fn filtered(
         let (proxy, copy, held) = (Arc::clone(proxy), inbound.without_share(), inbound.held.take());
         let filtering = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            (filter(&proxy, &copy, &fresh), held)
+            (filter(&proxy, &copy, peer, &fresh), held)
         });
         let (filtered, held) = filtering.await.map_err(|_| ApiError::internal())?;
         inbound.held = held;
@@ -218,7 +220,12 @@ async fn filtered(
 /// The accepted request, and its edited body if it named an alias.
 type Filtered = (Arc<Accepted>, Option<Bytes>);
 
-fn filter(proxy: &Proxy, inbound: &Inbound, fresh: &FreshIds) -> Result<Filtered, ApiError> {
+fn filter(
+    proxy: &Proxy,
+    inbound: &Inbound,
+    peer: IpAddr,
+    fresh: &FreshIds,
+) -> Result<Filtered, ApiError> {
     let arrival = RequestParts {
         method: &inbound.method,
         path: inbound.target.path(),
@@ -229,7 +236,10 @@ fn filter(proxy: &Proxy, inbound: &Inbound, fresh: &FreshIds) -> Result<Filtered
     let (estimates, calibrations) =
         (proxy.fleet.estimates(), proxy.fleet.sampled_prompts.calibrations());
     let estimator = PromptEstimator { bytes: &estimates.bytes, calibrations: &calibrations };
-    let accepted = inbound.settings.chain.admit(&proxy.directory(), estimator, &arrival, fresh)?;
+    let settings = &inbound.settings;
+    let mut accepted = settings.chain.admit(&proxy.directory(), estimator, &arrival, fresh)?;
+    // Before the headers are removed.
+    accepted.targets = settings.classes.targets(&accepted, &inbound.headers, peer);
     proxy.fleet.sampled_prompts.offer(&accepted, &inbound.body);
     match accepted.alias_at {
         Some(at) => renamed(accepted, &inbound.body, at),

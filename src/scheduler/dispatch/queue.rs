@@ -132,7 +132,8 @@ impl DispatchQueue {
         self.decodes.retain(|waiting| {
             let overdue = || {
                 let on = place_decode_overdue(&waiting.request, fleet)?;
-                Some((on, fleet.account(on).open_stream(waiting.request.kv)))
+                let DecodeRequest { kv, targets, .. } = &waiting.request;
+                Some((on, fleet.account(on).open_stream(*kv, targets)))
             };
             let placed = match try_place_decode(params, &waiting.request, fleet) {
                 None if now < waiting.deadline => return true,
@@ -162,9 +163,21 @@ impl DispatchQueue {
         self.prefills.is_empty() && self.decodes.is_empty()
     }
 
-    /// Returns the number of requests of a pool that are queued for their first leg.
+    /// Returns the number of requests of a pool that are queued for their first leg, without batch
+    /// work.
     pub fn waiting(&self, pool: PoolId) -> usize {
         self.prefills.waiting(pool)
+    }
+
+    /// Returns the number of requests of batch work of a pool that are queued for their first leg.
+    pub fn waiting_batch(&self, pool: PoolId) -> usize {
+        self.prefills.waiting_batch(pool)
+    }
+
+    /// Returns whether a request is queued that is not batch work.
+    pub fn has_interactive(&self) -> bool {
+        let is_interactive = |waiting: &WaitingDecode| !waiting.request.targets.is_batch();
+        self.prefills.has_interactive() || self.decodes.iter().any(is_interactive)
     }
 
     /// Returns the number of prefilled requests that are queued for a decode backend.

@@ -93,7 +93,7 @@ pub(super) fn reserve<A: Accounts>(
     let candidates = fleet.records_candidates().then(|| considered(params, job, fleet, on));
     let prefill = account.try_charge_prefill(work, uncached, bound)?;
     let stream = match whole {
-        true => Some(account.try_open_stream(job.prompt, load.streams_max)?),
+        true => Some(account.try_open_stream(job.prompt, &job.targets, load.streams_max)?),
         false => None,
     };
     let predicted = Predicted {
@@ -118,8 +118,8 @@ pub fn try_place_decode<A: Accounts>(
 ) -> Option<(BackendId, StreamCharge<A::Counter>)> {
     for _ in 0..RACES_MAX {
         let on = place_decode(params, request, fleet)?;
-        let streams_max = fleet.load(on).streams_max;
-        if let Some(stream) = fleet.account(on).try_open_stream(request.kv, streams_max) {
+        let (targets, streams_max) = (&request.targets, fleet.load(on).streams_max);
+        if let Some(stream) = fleet.account(on).try_open_stream(request.kv, targets, streams_max) {
             return Some((on, stream));
         }
     }

@@ -8,7 +8,7 @@ use crate::shared_u64::{LocalU64, SharedU64};
 use proptest::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
+use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Targets, Tokens};
 
 /// Engines with accounts.
 struct Engines<W: SharedU64> {
@@ -121,7 +121,7 @@ fn a_reservation_charges_its_backend_and_settles_when_dropped() {
 fn a_prefilled_request_takes_a_full_backend_after_its_deadline_only() {
     let full = Load { streams_max: 1, ..idle(Role::Decode) };
     let fleet: Engines<LocalU64> = Engines::new(vec![idle(Role::Prefill), full]);
-    let other = fleet.accounts[1].open_stream(Tokens(10));
+    let other = fleet.accounts[1].open_stream(Tokens(10), &Targets::default());
     // Only its own stream may be beside it.
     let mut queue = DispatchQueue::with_limit(1);
     let mut request = decode_request(0);

@@ -3,15 +3,20 @@
 //! The counters are independent, so `Relaxed` suffices: a reader may see one counter before a charge
 //! and another after it. When all charges are settled, all counters are exact.
 
+use crate::inflight::target_counts::{CountedTargets, StreamTargets, TightestTargets};
 use crate::shared_u64::SharedU64;
 use std::ops::Add;
 use std::sync::{Arc, atomic::AtomicU64};
-use tidegate_types::{Seconds, Tokens};
+use tidegate_types::{ClassKind, Seconds, Targets, Tokens};
 
 /// In-flight account of one backend. Every request that is placed there writes it.
 #[derive(Debug, Default)]
 pub struct Account<W = AtomicU64> {
     own: Counters<W>,
+    /// Targets of this gateway's streams.
+    targets: StreamTargets<W>,
+    /// The part of batch work in the streams of `own`.
+    batch: BatchCounters<W>,
     /// In-flight work of other gateways on the backend, by their last reports.
     others: Counters<W>,
 }
@@ -32,6 +37,24 @@ struct Counters<W> {
     kv_tokens: W,
     /// Output tokens since start; monotonic.
     emitted: W,
+}
+
+#[derive(Debug, Default)]
+struct BatchCounters<W> {
+    streams: W,
+    awaiting_first_token: W,
+    kv_tokens: W,
+}
+
+/// A reading of the part of batch work in this gateway's streams.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct BatchStreams {
+    /// Streams that decode on the backend or are reserved.
+    pub streams: u32,
+    /// Streams among them without a first token.
+    pub awaiting_first_token: u32,
+    /// KV tokens of those streams.
+    pub kv: Tokens,
 }
 
 /// A reading of an account's counters, read one after the other.
@@ -55,6 +78,19 @@ pub struct Balance {
 }
 
 impl Balance {
+    /// Returns the balance without the streams of batch work.
+    #[must_use]
+    pub fn without(&self, batch: &BatchStreams) -> Balance {
+        Balance {
+            streams: self.streams.saturating_sub(batch.streams),
+            awaiting_first_token: self
+                .awaiting_first_token
+                .saturating_sub(batch.awaiting_first_token),
+            kv: self.kv - batch.kv,
+            ..*self
+        }
+    }
+
     /// Returns whether nothing is in flight.
     pub fn is_settled(&self) -> bool {
         Balance { emitted: Tokens::ZERO, ..*self } == Balance::default()
@@ -100,6 +136,8 @@ pub struct PrefillCharge<W: SharedU64 = AtomicU64> {
 pub struct StreamCharge<W: SharedU64 = AtomicU64> {
     account: Arc<Account<W>>,
     kv: u64,
+    targets: CountedTargets,
+    kind: ClassKind,
     has_first_token: bool,
 }
 
@@ -138,22 +176,23 @@ impl<W: SharedU64> Account<W> {
         self.prefill_charged(nanos, tokens)
     }
 
-    /// Opens a stream that holds `kv` tokens if fewer than `streams_max` are open. Returns `None`
-    /// otherwise.
+    /// Opens a stream with these targets that holds `kv` tokens if fewer than `streams_max` are open.
+    /// Returns `None` otherwise.
     pub fn try_open_stream(
         self: &Arc<Self>,
         kv: Tokens,
+        targets: &Targets,
         streams_max: u32,
     ) -> Option<StreamCharge<W>> {
         let most = u64::from(streams_max).saturating_sub(self.others.streams.load_relaxed());
         let fits = |present: u64| (present < most).then(|| present + 1);
-        self.own.streams.update(fits).then(|| self.stream_opened(kv))
+        self.own.streams.update(fits).then(|| self.stream_opened(kv, targets))
     }
 
-    /// Opens a stream that holds `kv` tokens, without a bound.
-    pub fn open_stream(self: &Arc<Self>, kv: Tokens) -> StreamCharge<W> {
+    /// Opens a stream with these targets that holds `kv` tokens, without a bound.
+    pub fn open_stream(self: &Arc<Self>, kv: Tokens, targets: &Targets) -> StreamCharge<W> {
         self.own.streams.fetch_add(1);
-        self.stream_opened(kv)
+        self.stream_opened(kv, targets)
     }
 
     /// Counts `tokens` output tokens of several streams at once. The streams' charges take them over
@@ -162,6 +201,21 @@ impl<W: SharedU64> Account<W> {
     pub fn emit_for_streams(&self, tokens: u64) {
         self.own.kv_tokens.fetch_add(tokens);
         self.own.emitted.fetch_add(tokens);
+    }
+
+    /// Returns the part of batch work in this gateway's streams.
+    pub fn batch_streams(&self) -> BatchStreams {
+        BatchStreams {
+            streams: self.batch.streams.load_relaxed() as u32,
+            awaiting_first_token: self.batch.awaiting_first_token.load_relaxed() as u32,
+            kv: Tokens(self.batch.kv_tokens.load_relaxed()),
+        }
+    }
+
+    /// Returns the smallest targets of this gateway's streams. TPOT targets below `step`, the shortest
+    /// decode step of the backend, cannot be met and do not count.
+    pub fn tightest_targets(&self, step: Seconds) -> TightestTargets {
+        self.targets.tightest(step)
     }
 
     /// Returns the current counters of this gateway.
@@ -196,10 +250,17 @@ impl<W: SharedU64> Account<W> {
     }
 
     /// Completes the charge of a stream that is already counted.
-    fn stream_opened(self: &Arc<Self>, kv: Tokens) -> StreamCharge<W> {
+    fn stream_opened(self: &Arc<Self>, kv: Tokens, targets: &Targets) -> StreamCharge<W> {
         self.own.awaiting_first_token.fetch_add(1);
         self.own.kv_tokens.fetch_add(kv.get());
-        StreamCharge { account: Arc::clone(self), kv: kv.get(), has_first_token: false }
+        let (account, kind, kv) = (Arc::clone(self), targets.kind, kv.get());
+        if kind == ClassKind::Batch {
+            self.batch.streams.fetch_add(1);
+            self.batch.awaiting_first_token.fetch_add(1);
+            self.batch.kv_tokens.fetch_add(kv);
+        }
+        let targets = self.targets.add(&targets.slo);
+        StreamCharge { account, kv, targets, kind, has_first_token: false }
     }
 }
 
@@ -217,6 +278,9 @@ impl<W: SharedU64> StreamCharge<W> {
     pub fn begin(&mut self) {
         if !std::mem::replace(&mut self.has_first_token, true) {
             self.account.own.awaiting_first_token.subtract(1);
+            if self.kind == ClassKind::Batch {
+                self.account.batch.awaiting_first_token.subtract(1);
+            }
         }
     }
 
@@ -228,11 +292,17 @@ impl<W: SharedU64> StreamCharge<W> {
         self.kv += u64::from(tokens);
         self.account.own.kv_tokens.fetch_add(u64::from(tokens));
         self.account.own.emitted.fetch_add(u64::from(tokens));
+        if self.kind == ClassKind::Batch {
+            self.account.batch.kv_tokens.fetch_add(u64::from(tokens));
+        }
     }
 
     /// Takes over the stream's part of the tokens that [`Account::emit_for_streams`] counted.
     pub fn take_over(&mut self, tokens: u64) {
         self.kv += tokens;
+        if self.kind == ClassKind::Batch {
+            self.account.batch.kv_tokens.fetch_add(tokens);
+        }
     }
 }
 
@@ -242,7 +312,15 @@ impl<W: SharedU64> Drop for StreamCharge<W> {
         if !self.has_first_token {
             self.account.own.awaiting_first_token.subtract(1);
         }
+        if self.kind == ClassKind::Batch {
+            self.account.batch.streams.subtract(1);
+            if !self.has_first_token {
+                self.account.batch.awaiting_first_token.subtract(1);
+            }
+            self.account.batch.kv_tokens.subtract(self.kv);
+        }
         self.account.own.kv_tokens.subtract(self.kv);
+        self.account.targets.remove(self.targets);
     }
 }
 

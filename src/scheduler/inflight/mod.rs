@@ -6,7 +6,11 @@
 //! concurrently, which shuttle model-checks (`tests.rs`).
 
 mod account;
+mod target_counts;
 #[cfg(test)]
 mod tests;
 
-pub use account::{Account, BacklogBound, Balance, ConcurrentStreams, PrefillCharge, StreamCharge};
+pub use account::{
+    Account, BacklogBound, Balance, BatchStreams, ConcurrentStreams, PrefillCharge, StreamCharge,
+};
+pub use target_counts::TightestTargets;

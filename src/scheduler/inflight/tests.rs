@@ -1,10 +1,10 @@
 //! Tests of the account under the interleavings that shuttle explores.
 
-use crate::inflight::{Account as AnyAccount, BacklogBound, Balance};
+use crate::inflight::{Account as AnyAccount, BacklogBound, Balance, TightestTargets};
 use shuttle::sync::atomic::AtomicU64;
 use shuttle::{check_random, thread};
 use std::sync::Arc;
-use tidegate_types::{Seconds, Tokens};
+use tidegate_types::{Seconds, Targets, Tokens};
 
 /// The account on atomics whose interleavings shuttle explores.
 type Account = AnyAccount<AtomicU64>;
@@ -26,13 +26,13 @@ fn every_charge_settles_in_any_order() {
                 let account = Arc::clone(&account);
                 thread::spawn(move || {
                     let prefill = account.charge_prefill(Seconds(0.1), Tokens(10 + n));
-                    let mut stream = account.open_stream(Tokens(10 + n));
+                    let mut stream = account.open_stream(Tokens(10 + n), &Targets::default());
                     drop(prefill);
                     assert!(account.balance().awaiting_first_token > 0);
                     stream.emit(3);
                     stream.emit(1);
                     // A stream that ends before its first token.
-                    drop(account.open_stream(Tokens(7)));
+                    drop(account.open_stream(Tokens(7), &Targets::default()));
                 })
             })
             .collect();
@@ -40,6 +40,7 @@ fn every_charge_settles_in_any_order() {
             thread.join().unwrap();
         }
         assert!(account.balance().is_settled(), "{:?}", account.balance());
+        assert_eq!(account.tightest_targets(Seconds::ZERO), TightestTargets::default());
         assert_eq!(account.balance().emitted, Tokens(12));
     });
 }
@@ -67,7 +68,7 @@ fn streams_never_exceed_their_limit() {
         let threads: Vec<_> = (0..3)
             .map(|_| {
                 let account = Arc::clone(&account);
-                thread::spawn(move || account.try_open_stream(Tokens(7), 2))
+                thread::spawn(move || account.try_open_stream(Tokens(7), &Targets::default(), 2))
             })
             .collect();
         let open: Vec<_> = threads.into_iter().filter_map(|r| r.join().unwrap()).collect();
@@ -97,8 +98,11 @@ fn the_load_of_other_gateways_takes_capacity_and_is_not_in_the_own_balance() {
         assert!(charge(0.1).is_none(), "0.2 s are taken");
         let step = BacklogBound { tokens: Tokens(120), ..BOUND };
         assert!(account.try_charge_prefill(Seconds(0.1), Tokens(20), step).is_none());
-        let stream = account.try_open_stream(Tokens(7), 4);
-        assert!(stream.is_some() && account.try_open_stream(Tokens(7), 4).is_none());
+        let stream = account.try_open_stream(Tokens(7), &Targets::default(), 4);
+        assert!(
+            stream.is_some()
+                && account.try_open_stream(Tokens(7), &Targets::default(), 4).is_none()
+        );
         assert_eq!(account.balance().streams, 1);
         assert_eq!((account.total().streams, account.total().kv), (4, Tokens(907)));
         drop((first, stream));

@@ -16,7 +16,7 @@
 //!
 //! ```text
 //! mixed = max(prefill, s·decode.base) + s·(n·t_seq + K·t_kv)
-//! stall = mixed − s'·TPOT target
+//! stall = mixed − s'·smallest TPOT target of the streams
 //! ```
 //!
 //! `prefill` is the cost model's prediction for these prompts as one batch and includes the compute
@@ -33,7 +33,7 @@
 
 use crate::placement::{Load, Params, PrefillRequest};
 use crate::tuning::{HEADROOM, HOLDER_SAVES, SLACK_PRICE};
-use tidegate_types::{BackendId, Seconds, Tokens};
+use tidegate_types::{BackendId, Role, Seconds, Tokens};
 
 /// A backend that can take the first leg of a request, with the predicted cost.
 #[derive(Clone, Copy, Debug)]
@@ -97,8 +97,12 @@ impl<'a> Evaluation<'a> {
         self.job.prompt - self.cached
     }
 
-    /// Returns whether a prefill may start on the backend now.
+    /// Returns whether a prefill may start on the backend now. One of batch work needs an engine
+    /// without prefill work.
     pub(super) fn has_prefill_capacity(&self) -> bool {
+        if self.job.is_batch() {
+            return self.load.prefill <= Seconds::ZERO;
+        }
         let joined = self.load.prefill_tokens + self.uncached();
         let joins = joined <= self.params.step_tokens_max(self.uncached());
         self.load.has_prefill_capacity(self.params.prefill_backlog_max) || joins
@@ -107,34 +111,42 @@ impl<'a> Evaluation<'a> {
     /// Returns whether one more stream fits within the TPOT target, the KV memory and the engine's
     /// own limit, less [`HEADROOM`].
     pub(super) fn has_decode_capacity(&self) -> bool {
-        let job = self.job;
-        self.load.streams < self.load.streams_max
-            && self.load.has_memory_for(job.prompt, job.expected_output)
-            && self.load.keeps_tpot_with(job.prompt, self.admitted_step())
-    }
-
-    /// Returns the longest decode step that placement admits. The headroom is a share of the TPOT
-    /// target above the fixed cost of a step: a share of the whole target would leave no capacity
-    /// where the target is tight.
-    fn admitted_step(&self) -> Seconds {
-        let base = self.load.decode_model.base;
-        let spare = (self.params.slo.tpot - base).max(Seconds::ZERO);
-        base + spare * (1.0 - HEADROOM)
+        let (job, load) = (self.job, self.load);
+        let size = (job.prompt, job.expected_output);
+        load.admits_stream(self.params, &job.targets, size, |tpot| {
+            load.step_within(tpot, 1.0 - HEADROOM)
+        })
     }
 
     /// Returns whether the slack of the streams, less the step in progress, covers the stall by this
     /// prefill.
     pub(super) fn has_slack(&self) -> bool {
-        self.params.spill
-            && self.stall() <= self.slack().min(self.job.targets.slo.ttft).max(Seconds::ZERO)
+        self.params.spill && self.stalls_within_slack()
+    }
+
+    fn stalls_within_slack(&self) -> bool {
+        self.stall() <= self.slack().min(self.job.targets.slo.ttft).max(Seconds::ZERO)
             && self.keeps_itl()
     }
 
     /// Returns whether every step of this prefill that delays tokens of other streams stays within
-    /// the ITL target. Without a target it does.
+    /// their smallest ITL target. Without a target it does.
     fn keeps_itl(&self) -> bool {
         let any = self.load.streams > 0 || self.steps_of(self.uncached()) > 1.0;
-        self.params.slo.itl.is_none_or(|itl| !any || self.longest_step() <= itl)
+        // Without streams the target of this request stands for those whose hand-off ends meanwhile.
+        let itl = match self.load.streams {
+            0 => self.job.targets.slo.itl,
+            _ => self.load.tightest.itl,
+        };
+        itl.is_none_or(|itl| !any || self.longest_step() <= itl)
+    }
+
+    /// Returns whether the backend may run the request colocated, as far as it is batch work: without
+    /// a stall of other streams, and beside a decode role only if it cannot be disaggregated.
+    pub(super) fn may_colocate_batch(&self, must_colocate: bool) -> bool {
+        !self.job.is_batch()
+            || (self.load.role != Role::Decode || must_colocate)
+                && (self.load.streams == 0 || self.stalls_within_slack())
     }
 
     /// Returns the longest step of the prefill beside the running streams: its last full chunk, which
@@ -164,7 +176,7 @@ impl<'a> Evaluation<'a> {
     /// token yet: it has no slack, and may emit that token before the prefill starts.
     fn slack(&self) -> Seconds {
         match self.load.awaiting_first_token {
-            0 => self.load.slack - self.params.slo.tpot,
+            0 => self.load.slack - self.streams_tpot(),
             _ => Seconds::ZERO,
         }
     }
@@ -176,7 +188,7 @@ impl<'a> Evaluation<'a> {
         let steps = self.steps_of(self.uncached());
         let alone = self.load.prefill_model.batch(self.added_time);
         let any = self.load.streams > 0 || steps > 1.0;
-        any && self.beside_streams(alone, steps) > self.params.slo.tpot * steps
+        any && self.beside_streams(alone, steps) > self.streams_tpot() * steps
     }
 
     /// Returns the candidate of the prefill leg alone; [`with_hand_off`] adds hand-off and decode.
@@ -235,9 +247,16 @@ impl<'a> Evaluation<'a> {
         prefill.max(shared * steps) + beside * steps
     }
 
+    /// Returns the TPOT target by which a stall is judged.
+    fn streams_tpot(&self) -> Seconds {
+        let own =
+            if self.job.is_batch() { self.params.slo.tpot } else { self.job.targets.slo.tpot };
+        self.load.streams_tpot(own)
+    }
+
     /// Returns the stall of the module documentation.
     fn stall(&self) -> Seconds {
-        self.mixed() - self.params.slo.tpot * self.steps_of(self.uncached())
+        self.mixed() - self.streams_tpot() * self.steps_of(self.uncached())
     }
 }
 

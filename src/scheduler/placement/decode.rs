@@ -90,9 +90,8 @@ fn preference(request: &DecodeRequest, on: BackendId, load: &Load) -> Preference
 }
 
 fn has_capacity(params: &Params, request: &DecodeRequest, load: &Load) -> bool {
-    load.streams < load.streams_max
-        && load.has_memory_for(request.kv, request.expected_output)
-        && load.keeps_tpot_with(request.kv, params.slo.tpot)
+    let size = (request.kv, request.expected_output);
+    load.admits_stream(params, &request.targets, size, |tpot| tpot)
 }
 
 /// Returns the score: predicted completion, plus [`SLACK_PRICE`] per second of prefill work ahead of
@@ -109,8 +108,7 @@ fn score(params: &Params, request: &DecodeRequest, on: BackendId, load: &Load) -
 /// above the packing limit ([`PACKING_SHARE`]) counts with the full TTFT target, so that bin packing
 /// ends there.
 fn slack(params: &Params, request: &DecodeRequest, load: &Load) -> Seconds {
-    let base = load.decode_model.base;
-    let packing_step = base + (params.slo.tpot - base).max(Seconds::ZERO) * PACKING_SHARE;
+    let packing_step = load.step_within(load.shared_tpot(request.targets.slo.tpot), PACKING_SHARE);
     let most = if params.spill { params.slo.ttft } else { Seconds::ZERO };
     match load.awaiting_first_token {
         _ if load.step_with(request.kv) > packing_step => most,

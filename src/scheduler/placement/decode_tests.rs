@@ -1,10 +1,11 @@
 //! Tests of the decode backend for a prefilled request.
 
 use super::*;
+use crate::inflight::TightestTargets;
 use crate::placement::fixture::{Engines, decode_request, idle, prefilling, streaming};
-use tidegate_types::GroupId;
 use tidegate_types::Role::{Decode, Draining, Mixed, Prefill};
 use tidegate_types::Tokens;
+use tidegate_types::{ClassKind, GroupId, Slo, Targets};
 
 fn placed(request: &DecodeRequest, loads: &[Load]) -> Option<u16> {
     let engines = Engines::new(loads.to_vec());
@@ -103,4 +104,38 @@ fn a_backend_the_request_failed_on_is_the_last_choice() {
     assert_eq!(placed(&failed, &[idle(Prefill), idle(Decode)]), Some(0));
     assert_eq!(placed(&failed, &[dead(idle(Prefill)), idle(Decode)]), Some(1));
     assert_eq!(placed(&failed, &[idle(Prefill), idle(Decode), full()]), None);
+}
+
+#[test]
+fn the_smallest_target_of_the_streams_limits_the_step_for_a_lax_request() {
+    let engine = streaming(Decode, 100, 1.0);
+    let step = engine.step_with(Tokens(1000)).get();
+    let with = |own: f64, smallest: Option<f64>| {
+        let tightest = TightestTargets { tpot: smallest.map(Seconds), itl: None };
+        let mut request = decode_request(0);
+        request.targets.slo.tpot = Seconds(own);
+        placed(&request, &[idle(Prefill), Load { tightest, ..engine }])
+    };
+    assert_eq!(with(step + 0.001, Some(step + 0.001)), Some(1));
+    assert_eq!(with(1.0, Some(step - 0.001)), None, "a stream would miss its target");
+    assert_eq!(with(step - 0.001, Some(1.0)), None, "the request would miss its target");
+    assert_eq!(with(0.001, Some(step + 0.001)), Some(1), "a target that no stream can meet");
+    assert_eq!(with(0.001, Some(step - 0.001)), None);
+}
+
+#[test]
+fn batch_streams_leave_half_of_the_step_and_of_the_memory() {
+    let batch = Targets { kind: ClassKind::Batch, slo: Slo::NONE, ..Targets::default() };
+    let request = DecodeRequest { targets: batch, ..decode_request(0) };
+    let place = |load: Load| placed(&request, &[idle(Prefill), load]);
+    // With the default target of 30 ms, half of the 15 ms above the fixed cost is full at 105 streams.
+    assert_eq!(place(streaming(Decode, 90, 1.0)), Some(1));
+    assert_eq!(place(streaming(Decode, 110, 1.0)), None);
+    let memory = |kv| Load { kv: Tokens(kv), ..streaming(Decode, 10, 1.0) };
+    assert_eq!(place(memory(200_000)), Some(1));
+    assert_eq!(place(memory(220_000)), None);
+    let strict = Params { class_tpot: Seconds(0.02), ..Params::default() };
+    let engines = Engines::new(vec![idle(Prefill), streaming(Decode, 50, 1.0)]);
+    assert_eq!(place_decode(&Params::default(), &request, &engines), Some(BackendId(1)));
+    assert_eq!(place_decode(&strict, &request, &engines), None);
 }

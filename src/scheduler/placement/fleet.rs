@@ -2,9 +2,10 @@
 //! simulator on plain structs.
 
 use crate::cost::{DecodeModel, Matches, PrefillModel, TransferModel};
-use crate::placement::PrefillRequest;
-use crate::tuning::HEADROOM;
-use tidegate_types::{BackendId, GroupId, PoolId, Role, Seconds, Tokens};
+use crate::inflight::TightestTargets;
+use crate::placement::{Params, PrefillRequest};
+use crate::tuning::{BATCH_SHARE, HEADROOM};
+use tidegate_types::{BackendId, GroupId, PoolId, Role, Seconds, Targets, Tokens};
 
 /// State of one backend at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +42,8 @@ pub struct Load {
     pub kv: Tokens,
     /// KV tokens that fit into memory; 0 if unknown.
     pub kv_capacity: Tokens,
+    /// Smallest targets of those streams that a single stream can meet.
+    pub tightest: TightestTargets,
     /// Smallest TPOT slack of the streams with a first token: the longest stall from now that makes
     /// none of them miss its TPOT target. Negative if one already misses it; large without such
     /// streams.
@@ -87,6 +90,7 @@ impl Load {
             streams_max: u32::MAX,
             kv: Tokens::ZERO,
             kv_capacity: Tokens::ZERO,
+            tightest: TightestTargets::default(),
             slack: Seconds(f64::INFINITY),
             prefill_model: PrefillModel::default(),
             decode_model: DecodeModel::default(),
@@ -105,13 +109,24 @@ impl Load {
         self.prefill.get() <= 0.0 || self.prefill - self.prefill_model.base < backlog_max
     }
 
-    /// Returns whether a stream of `kv` tokens that will grow by `growth` fits into the KV memory
-    /// less [`HEADROOM`]. True for an idle engine: it answers an oversized request with an error.
-    pub(super) fn has_memory_for(&self, kv: Tokens, growth: Tokens) -> bool {
+    /// Returns whether a stream of `kv` tokens that will grow by `growth` fits into `share` of the KV
+    /// memory. True for an idle engine: it answers an oversized request with an error.
+    fn has_memory_for(&self, kv: Tokens, growth: Tokens, share: f64) -> bool {
         if self.streams == 0 && self.prefill.get() <= 0.0 || self.kv_capacity == Tokens::ZERO {
             return true;
         }
-        (self.kv + kv + growth).as_f64() <= self.kv_capacity.as_f64() * (1.0 - HEADROOM)
+        (self.kv + kv + growth).as_f64() <= self.kv_capacity.as_f64() * share
+    }
+
+    /// Returns the TPOT target by which a stall of the streams is judged: the smallest among them. A
+    /// backend whose streams have none counts with `own`, that of the request to place.
+    pub(super) fn streams_tpot(&self, own: Seconds) -> Seconds {
+        self.tightest.tpot.unwrap_or(own)
+    }
+
+    /// Returns the smallest TPOT target of the streams and of one more, whose target is `own`.
+    pub(super) fn shared_tpot(&self, own: Seconds) -> Seconds {
+        self.tightest.tpot.map_or(own, |tpot| tpot.min(own))
     }
 
     /// Returns the duration of a decode step with one more stream of `kv` tokens.
@@ -119,9 +134,43 @@ impl Load {
         self.decode_model.step(self.streams.saturating_add(1), self.kv + kv)
     }
 
+    /// Returns whether one more stream of `kv` tokens that will grow by `growth` fits within the
+    /// engine's own limit, the KV memory less [`HEADROOM`], and the TPOT targets of that stream and
+    /// of the running ones. `admitted` gives the longest decode step for a target. Batch work is
+    /// admitted to [`BATCH_SHARE`] of the memory and of the smallest target of all classes.
+    pub(super) fn admits_stream(
+        &self,
+        params: &Params,
+        targets: &Targets,
+        (kv, growth): (Tokens, Tokens),
+        admitted: impl Fn(Seconds) -> Seconds,
+    ) -> bool {
+        let is_batch = targets.is_batch();
+        let (own, memory) = match is_batch {
+            true => (params.slo.tpot.min(params.class_tpot), BATCH_SHARE),
+            false => (targets.slo.tpot, 1.0 - HEADROOM),
+        };
+        let longest = |tpot| match is_batch {
+            true => self.step_within(tpot, BATCH_SHARE),
+            false => admitted(tpot),
+        };
+        let keeps = |tpot| self.keeps_tpot_with(kv, longest(tpot));
+        self.streams < self.streams_max
+            && self.has_memory_for(kv, growth, memory)
+            && keeps(own)
+            && self.tightest.tpot.is_none_or(keeps)
+    }
+
+    /// Returns the decode step that uses `share` of a TPOT target above the fixed cost of a step. A
+    /// share of the whole target would leave no capacity where the target is tight.
+    pub(super) fn step_within(&self, tpot: Seconds, share: f64) -> Seconds {
+        let base = self.decode_model.base;
+        base + (tpot - base).max(Seconds::ZERO) * share
+    }
+
     /// Returns whether a decode step with one more stream of `kv` tokens stays within `tpot`. A
     /// target that a single stream misses cannot be met and does not limit.
-    pub(super) fn keeps_tpot_with(&self, kv: Tokens, tpot: Seconds) -> bool {
+    fn keeps_tpot_with(&self, kv: Tokens, tpot: Seconds) -> bool {
         self.streams == 0 || self.step_with(kv) <= tpot || self.decode_model.step(1, kv) > tpot
     }
 }

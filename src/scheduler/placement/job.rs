@@ -42,6 +42,13 @@ pub struct PrefillRequest {
     pub excluded: Excluded,
 }
 
+impl PrefillRequest {
+    /// Returns whether the request is batch work.
+    pub fn is_batch(&self) -> bool {
+        self.targets.is_batch()
+    }
+}
+
 /// A prefilled request that needs a decode backend.
 #[derive(Clone, Debug)]
 pub struct DecodeRequest {

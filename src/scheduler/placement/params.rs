@@ -23,6 +23,9 @@ pub struct Params {
     /// The targets. With an ITL target, a decode backend takes only prefills whose longest step stays
     /// within it.
     pub slo: Slo,
+    /// Smallest TPOT target of the service classes; infinite without classes. Batch work leaves
+    /// decode steps that meet it and the target of `slo`.
+    pub class_tpot: Seconds,
     /// Prefill backlog bound of a backend. Greater than 0, default [`PREFILL_BACKLOG_MAX`]. Work in
     /// progress counts in full until its end, so that a bound below one chunk keeps the engine busy.
     /// Short prompts are also admitted while all outstanding tokens fit into one step: see
@@ -65,6 +68,7 @@ impl Default for Params {
     fn default() -> Params {
         Params {
             slo: Slo::default(),
+            class_tpot: Seconds(f64::INFINITY),
             prefill_backlog_max: PREFILL_BACKLOG_MAX,
             whole_below: SHORT_PROMPT,
             chunk: Tokens(2048),

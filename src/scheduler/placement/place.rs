@@ -280,7 +280,9 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
             let step = load.step_with(self.job.prompt);
             self.decode_step[slot] = self.decode_step[slot].min(step);
         }
-        let may_colocate = decode_capacity && load.colocates;
+        let may_colocate = decode_capacity
+            && load.colocates
+            && evaluation.may_colocate_batch(self.must_colocate(&evaluation));
         if !evaluation.has_prefill_capacity() {
             let takes = load.role.takes_prefill() || may_colocate && evaluation.holds_most();
             if cached > Tokens::ZERO && takes {
@@ -346,6 +348,9 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
                 with_hand_off(self.job, prefill, step).compete(&mut disaggregated, self.time_left);
             }
         }
+        if self.job.is_batch() && !self.leaves_an_idle_prefill() {
+            return Some(RouteDecision::Wait(WaitReason::PrefillBusy));
+        }
         let in_time = |candidate: &Candidate| self.is_in_time(candidate);
         if ![disaggregated, self.colocated].iter().flatten().any(in_time) {
             if let Some(spill) = self.spill.filter(in_time) {
@@ -375,7 +380,13 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
     /// Trunk reservation: returns whether a request that misses its TTFT target on every backend
     /// leaves the last idle prefill backend to feasible requests.
     fn holds_trunk_reservation(&self) -> bool {
-        self.idle < self.prefills.min(2) && self.trunk_reservation_left() > Seconds::ZERO
+        !self.leaves_an_idle_prefill() && self.trunk_reservation_left() > Seconds::ZERO
+    }
+
+    /// Returns whether one of several prefill backends stays idle beside this request. Batch work
+    /// always leaves one to interactive requests.
+    fn leaves_an_idle_prefill(&self) -> bool {
+        self.idle >= self.prefills.min(2)
     }
 
     /// Returns the remaining duration of the trunk reservation for this request.

@@ -1,10 +1,11 @@
 //! Tests of the route of one request.
 
 use super::*;
+use crate::inflight::TightestTargets;
 use crate::placement::fixture::{Engines, idle, job, prefilling, streaming};
 use proptest::prelude::*;
 use tidegate_types::Role::{Decode, Draining, Mixed, Prefill};
-use tidegate_types::Slo;
+use tidegate_types::{ClassKind, Slo, Targets};
 
 const NOW: Moment = Moment::START;
 
@@ -146,10 +147,11 @@ fn a_decode_backend_takes_no_prefill_that_stalls_longer_than_the_ttft_target() {
 #[test]
 fn a_decode_backend_takes_no_prefill_whose_longest_step_exceeds_the_itl_target() {
     // Beside the streams, the longest step takes .15 s with 3,000 tokens and .07 s with 900.
-    let fleet = Engines::new(vec![prefilling(Prefill, 0.5), streaming(Decode, 20, 5.0)]);
     let on = |itl: Option<f64>, prompt| {
-        let slo = Slo { itl: itl.map(Seconds), ..Slo::default() };
-        place(&Params { slo, ..Params::default() }, NOW, &job(1, prompt), &fleet)
+        let tightest = TightestTargets { tpot: Some(Seconds(0.03)), itl: itl.map(Seconds) };
+        let decode = Load { tightest, ..streaming(Decode, 20, 5.0) };
+        let fleet = Engines::new(vec![prefilling(Prefill, 0.5), decode]);
+        place(&Params::default(), NOW, &job(1, prompt), &fleet)
     };
     let runs = |choice| matches!(choice, RouteDecision::Colocated { on: BackendId(1), .. });
     for (itl, prompt, expected) in [
@@ -223,11 +225,11 @@ fn a_request_that_must_be_colocated_runs_on_a_prefill_backend_without_decode_sla
 fn the_decode_headroom_is_a_share_of_the_target_above_the_fixed_step_cost() {
     // The weights take 15.1 ms of a target of 16 ms; nine tenths of the rest remain, at 71 µs a
     // stream.
-    let tight = Slo { tpot: Seconds(0.016), ..Slo::default() };
-    let params = Params { slo: tight, ..Params::default() };
+    let slo = Slo { tpot: Seconds(0.016), ..Slo::default() };
+    let tight = PrefillRequest { targets: Targets::of_default_class(slo), ..job(1, 1000) };
     let goes = |streams| {
         let engines = Engines::new(vec![idle(Prefill), streaming(Decode, streams, 0.0)]);
-        place(&params, NOW, &job(1, 1000), &engines)
+        place(&Params::default(), NOW, &tight, &engines)
     };
     assert!(matches!(goes(10), RouteDecision::Prefill { .. }));
     assert_eq!(goes(11), RouteDecision::Wait(WaitReason::DecodeBusy));
@@ -463,4 +465,51 @@ proptest! {
             RouteDecision::Unroutable(_) => prop_assert!(!loads.iter().any(open)),
         }
     }
+}
+
+/// A request of batch work.
+fn batch(prompt: u64) -> PrefillRequest {
+    let targets = Targets { kind: ClassKind::Batch, slo: Slo::NONE, ..Targets::default() };
+    PrefillRequest { targets, ttft_deadline: Moment::NEVER, ..job(1, prompt) }
+}
+
+#[test]
+fn batch_work_leaves_a_prefill_backend_idle_and_stalls_no_stream() {
+    let goes = |prompt, loads: &[Load]| goes(&batch(prompt), &Engines::new(loads.to_vec()));
+    let decode = streaming(Decode, 30, 0.05);
+    assert_eq!(goes(4000, &[idle(Prefill), decode]), Disaggregated(0), "the only one");
+    assert_eq!(goes(4000, &[prefilling(Prefill, 0.001), decode]), Waits(WaitReason::PrefillBusy));
+    let busy = prefilling(Prefill, 0.3);
+    let one_idle = [busy, idle(Prefill), decode];
+    assert_eq!(goes(4000, &one_idle), Waits(WaitReason::PrefillBusy));
+    let two_idle = [idle(Prefill), idle(Prefill), busy, decode];
+    assert!(matches!(goes(4000, &two_idle), Disaggregated(0 | 1)));
+    // No spill, whatever the slack; a mixed backend takes it if its streams have slack.
+    let rested = streaming(Decode, 30, 9.0);
+    assert_eq!(goes(4000, &[busy, rested]), Waits(WaitReason::PrefillBusy));
+    assert_eq!(goes(4000, &[streaming(Mixed, 30, 9.0)]), Colocated(0));
+    assert!(matches!(goes(4000, &[streaming(Mixed, 30, 0.0)]), Waits(_)));
+    // A short prompt is colocated as usual.
+    assert_eq!(goes(10, &[idle(Prefill), rested]), Colocated(1));
+}
+
+#[test]
+fn batch_work_without_a_usable_backend_is_refused() {
+    let engines = Engines::new(vec![dead(Prefill), dead(Decode)]);
+    assert_eq!(goes(&batch(4000), &engines), Goes::Unroutable(UnroutableReason::NoneUsable));
+}
+
+#[test]
+fn a_prefill_beside_lax_streams_is_judged_by_their_targets() {
+    // Beside the streams the prefill takes 0.23 s in two steps.
+    let engine = |tpot: f64| Load {
+        tightest: TightestTargets { tpot: Some(Seconds(tpot)), itl: None },
+        ..streaming(Decode, 30, 0.18)
+    };
+    let goes = |tpot: f64| {
+        let engines = Engines::new(vec![prefilling(Prefill, 2.0), engine(tpot)]);
+        goes(&job(1, 3000), &engines)
+    };
+    assert_eq!(goes(0.03), Waits(WaitReason::PrefillBusy));
+    assert!(matches!(goes(0.1), Colocated(1) | Disaggregated(1)));
 }

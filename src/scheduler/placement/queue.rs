@@ -1,7 +1,7 @@
 //! EDF queue per model pool, ordered by TTFT deadline. A request past its latest feasible start
-//! moves to the late class, which receives a fixed share of the placed work. The queue reserves
-//! nothing and has no timer: its owner polls it on every change of capacity and at
-//! [`EdfQueue::next_deadline`].
+//! moves to the late class, which receives a fixed share of the placed work. Batch work is placed while
+//! no other request of its pool is queued. The queue reserves nothing and has no timer: its owner polls
+//! it on every change of capacity and at [`EdfQueue::next_deadline`].
 //!
 //! The cost of a poll of a full pool does not grow with the number of waiting requests: after a
 //! refusal, requests of the same kind that need at least as much work are skipped.
@@ -111,9 +111,10 @@ impl EdfQueue {
             return Err(QueueFull { limit: self.limit });
         }
         let (work, due) = (Seconds::ZERO, job.ttft_deadline);
+        let class = if job.is_batch() { QueueClass::Batch } else { QueueClass::Feasible };
         self.expiries.insert((job.queue_deadline, job.id));
         self.unestimated.push(job.id);
-        let waiting = QueuedRequest { job, work, latest_start: due, class: QueueClass::Feasible };
+        let waiting = QueuedRequest { job, work, latest_start: due, class };
         self.pools.entry(waiting.job.pool).or_default().insert(&waiting);
         self.waiting.insert(waiting.job.id, waiting);
         Ok(())
@@ -159,9 +160,19 @@ impl EdfQueue {
         self.waiting.is_empty()
     }
 
-    /// Returns the number of queued requests of a pool.
+    /// Returns the number of queued requests of a pool, without batch work.
     pub fn waiting(&self, pool: PoolId) -> usize {
-        self.pools.get(&pool).map_or(0, PoolQueue::len)
+        self.pools.get(&pool).map_or(0, PoolQueue::interactive)
+    }
+
+    /// Returns the number of queued requests of batch work of a pool.
+    pub fn waiting_batch(&self, pool: PoolId) -> usize {
+        self.pools.get(&pool).map_or(0, PoolQueue::batch)
+    }
+
+    /// Returns whether a request is queued that is not batch work.
+    pub fn has_interactive(&self) -> bool {
+        self.pools.values().any(|pool| pool.interactive() > 0)
     }
 
     fn remove(&mut self, id: RequestId) -> Option<QueuedRequest> {
@@ -235,15 +246,18 @@ impl EdfQueue {
         fleet: &impl Fleet,
         on: &mut impl FnMut(QueueOutcome<'_>) -> Reserved,
     ) {
-        let mut scans = [QueueScan::new(QueueClass::Feasible), QueueScan::new(QueueClass::Late)];
+        let mut scans =
+            [QueueClass::Feasible, QueueClass::Late, QueueClass::Batch].map(QueueScan::new);
         // A refusal in the late class does not apply to feasible requests: it may be due to trunk
         // reservation, which refuses only late ones.
-        let mut refused = [RefusedWork::default(), RefusedWork::default()];
+        let mut refused = [(); 3].map(|()| RefusedWork::default());
         loop {
             let Some(pool_queue) = self.pools.get(&pool) else { return };
             let first = usize::from(pool_queue.late_class_is_due());
+            let batch = (pool_queue.interactive() == 0).then_some(2);
             let Some((scan, id)) = [first, 1 - first]
                 .into_iter()
+                .chain(batch)
                 .find_map(|which| scans[which].next(pool_queue).map(|id| (which, id)))
             else {
                 return;

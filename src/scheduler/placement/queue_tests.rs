@@ -3,7 +3,7 @@
 use super::*;
 use crate::placement::fixture::{Engines, idle, job, prefilling, streaming};
 use proptest::prelude::*;
-use tidegate_types::{BackendId, Role};
+use tidegate_types::{BackendId, ClassKind, Role, Slo, Targets, Tokens};
 
 fn at(seconds: f64) -> Moment {
     Moment::START + Seconds(seconds)
@@ -379,4 +379,58 @@ proptest! {
             prop_assert_eq!(*left, Left::Placed(expected));
         }
     }
+}
+
+#[test]
+fn each_request_is_late_by_its_own_targets() {
+    let engines = Engines::new(vec![prefilling(Role::Prefill, 1.0), idle(Role::Decode)]);
+    engines.change(1, |load| load.prefill = Seconds(1.0));
+    let with_tpot = |id, tpot: f64| {
+        let mut request = due(id, 2500, 1.0, 9.0);
+        request.targets.slo.tpot = Seconds(tpot);
+        request
+    };
+    // The first decode step counts as one TPOT target: at 0.79 s request 1 can still start in time.
+    let mut queue = queue([with_tpot(1, 0.001), with_tpot(2, 0.2)]);
+    poll(&mut queue, at(0.0), &engines);
+    free_capacity(&engines);
+    let refuse = Params { late: LatePolicy::Refuse, ..Params::default() };
+    let left = poll_with(&refuse, &mut queue, at(0.74), &engines);
+    assert_eq!(left, [Left::Late(2), Left::Placed(1)]);
+}
+
+/// A request of batch work.
+fn batch(id: u64, prompt: u64) -> PrefillRequest {
+    let targets = Targets { kind: ClassKind::Batch, slo: Slo::NONE, ..Targets::default() };
+    let never = Moment::NEVER;
+    PrefillRequest { targets, ttft_deadline: never, queue_deadline: never, ..job(id, prompt) }
+}
+
+#[test]
+fn batch_work_is_placed_behind_all_other_requests() {
+    let engines = full();
+    // Request 3 is late from the start, request 4 has the latest deadline.
+    let jobs = [batch(1, 100), batch(2, 100), due(3, 30_000, 1.0, 90.0), due(4, 2500, 80.0, 90.0)];
+    let mut queue = queue(jobs);
+    assert_eq!((queue.waiting(PoolId(0)), queue.waiting_batch(PoolId(0))), (2, 2));
+    assert!(queue.has_interactive());
+    for next in [4, 3, 1] {
+        free_capacity(&engines);
+        assert_eq!(poll(&mut queue, at(2.0), &engines), [Left::Placed(next)]);
+    }
+    assert!(!queue.has_interactive() && !queue.is_empty());
+    assert_eq!(queue.next_deadline(), Some(Moment::NEVER));
+    free_capacity(&engines);
+    assert_eq!(poll(&mut queue, at(2.0), &engines), [Left::Placed(2)]);
+}
+
+#[test]
+fn batch_work_waits_while_another_request_has_no_capacity() {
+    // The decode backend has memory for the batch request only.
+    let engines = Engines::new(vec![idle(Role::Prefill), streaming(Role::Decode, 10, 1.0)]);
+    engines.change(1, |load| load.kv_capacity = Tokens(30_000));
+    let mut queue = queue([batch(1, 100), due(2, 25_000, 9.0, 90.0)]);
+    assert_eq!(poll(&mut queue, at(0.0), &engines), []);
+    queue.cancel(RequestId(2));
+    assert_eq!(poll(&mut queue, at(0.0), &engines), [Left::Placed(1)]);
 }

@@ -37,7 +37,7 @@ pub(super) fn sidecar(settings: &Settings, found: &mut Findings) {
 }
 
 /// Returns whether this is an IP address or a network in CIDR notation.
-fn is_network(text: &str) -> bool {
+pub(super) fn is_network(text: &str) -> bool {
     let (address, length) = text.split_once('/').map_or((text, None), |(a, n)| (a, Some(n)));
     let Ok(address) = address.parse::<std::net::IpAddr>() else { return false };
     let most = if address.is_ipv4() { 32 } else { 128 };

@@ -1,5 +1,5 @@
 //! The queued requests of one pool: the feasible class in EDF order, the late class in order of
-//! arrival, and the share of work that each receives.
+//! arrival, the share of work that each receives, and batch work behind both.
 
 use super::QueuedRequest;
 use crate::tuning::LATE_WORK_WEIGHT;
@@ -10,13 +10,15 @@ use tidegate_types::{Moment, RequestId, Seconds};
 /// A sort key: a time, with the request's id as the tie-breaker.
 pub(super) type Key = (Moment, RequestId);
 
-/// Whether a queued request can still meet its TTFT deadline.
+/// The class of a queued request: whether it can still meet its TTFT deadline, or is batch work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum QueueClass {
     /// It meets the deadline if it starts by its latest start.
     Feasible,
     /// It misses the deadline.
     Late,
+    /// Batch work, which has no deadline.
+    Batch,
 }
 
 #[derive(Debug, Default)]
@@ -28,6 +30,8 @@ pub(super) struct PoolQueue {
     /// Late requests by arrival time plus [`LATE_WORK_WEIGHT`] times their work: shortest job first
     /// with aging.
     late: BTreeSet<Key>,
+    /// Batch work by arrival time.
+    batch: BTreeSet<Key>,
     /// Credit of the late class: work that it may receive before the next feasible request. Negative
     /// after it has received more than its share.
     late_credit: Seconds,
@@ -44,6 +48,9 @@ impl PoolQueue {
             QueueClass::Late => {
                 self.late.insert((late_key(waiting), id));
             }
+            QueueClass::Batch => {
+                self.batch.insert((waiting.job.arrived, id));
+            }
         }
     }
 
@@ -52,14 +59,21 @@ impl PoolQueue {
         self.feasible.remove(&(waiting.job.ttft_deadline, id));
         self.starts.remove(&(waiting.latest_start, id));
         self.late.remove(&(late_key(waiting), id));
+        self.batch.remove(&(waiting.job.arrived, id));
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.feasible.is_empty() && self.late.is_empty()
+        self.interactive() == 0 && self.batch.is_empty()
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// Returns the number of requests without batch work.
+    pub(super) fn interactive(&self) -> usize {
         self.feasible.len() + self.late.len()
+    }
+
+    /// Returns the number of requests of batch work.
+    pub(super) fn batch(&self) -> usize {
+        self.batch.len()
     }
 
     /// Returns a feasible request whose latest start is before `now`.
@@ -72,6 +86,7 @@ impl PoolQueue {
         let order = match class {
             QueueClass::Feasible => &self.feasible,
             QueueClass::Late => &self.late,
+            QueueClass::Batch => &self.batch,
         };
         match key {
             Some(key) => order.range((Bound::Excluded(key), Bound::Unbounded)).next().copied(),
@@ -86,6 +101,7 @@ impl PoolQueue {
     /// Charges `work` that was placed for a class to the credit of the late class.
     pub(super) fn charge(&mut self, class: QueueClass, work: Seconds, share: f64) {
         match class {
+            QueueClass::Batch => {}
             _ if self.late.is_empty() => self.late_credit = self.late_credit.min(Seconds::ZERO),
             QueueClass::Feasible => self.late_credit += work * share,
             // The share applies only while feasible requests are queued.
