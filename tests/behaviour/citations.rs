@@ -125,7 +125,8 @@ fn links_in_documents_resolve() {
 const ROOTS: &[&str] =
     &["src", "filters", "tests", "docs", "benches", "config", "fuzz", "deploy", ".ci"];
 
-/// Returns the documents whose names are checked, with their text. Excluded are the specifications,
+/// Returns the documents whose names are checked, with their text: Markdown and the description of
+/// the admin API. Excluded are the specifications,
 /// which name the files of engines, the generated references, and the change log, which names what
 /// was removed.
 fn documents(root: &Path) -> Vec<(PathBuf, String)> {
@@ -133,9 +134,14 @@ fn documents(root: &Path) -> Vec<(PathBuf, String)> {
     for folder in ["", "docs", "docs/kubernetes", "docs/decisions", "benches"] {
         for entry in fs::read_dir(root.join(folder)).unwrap() {
             let path = entry.unwrap().path();
-            let is_document = path.extension().is_some_and(|kind| kind == "md");
+            let is_api = path.ends_with("docs/openapi.yaml");
+            let is_document = is_api || path.extension().is_some_and(|kind| kind == "md");
             if is_document && !path.ends_with("CHANGELOG.md") {
-                let text = fs::read_to_string(&path).unwrap();
+                let mut text = fs::read_to_string(&path).unwrap();
+                if is_api {
+                    // Without the indentation, which marks code in Markdown.
+                    text = text.lines().map(|line| format!("{}\n", line.trim_start())).collect();
+                }
                 found.push((path, text));
             }
         }
