@@ -277,3 +277,37 @@ async fn a_gateway_with_another_token_or_certificate_is_not_heard() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_token_is_taken_without_a_restart_and_the_old_one_counts_for_a_while() {
+    let engine = Fake::start([], Act::Json(200, chat_answer("x"))).await;
+    let engines = [plain("a", &engine)];
+    let directory = tempfile::tempdir().unwrap();
+    let mut addresses = addresses();
+    addresses.rotate_left(1);
+    let (old, new) = (TOKEN, "fedcba9876543210");
+    let tops: Vec<String> = [("first", old), ("second", old), ("third", new)]
+        .into_iter()
+        .enumerate()
+        .map(|(i, (name, token))| {
+            listed(&addresses, &token_file(directory.path(), name, token))[i].clone()
+        })
+        .collect();
+    let first = Gateway::start(&tops[0], &engines).await;
+    let second = Gateway::start(&tops[1], &engines).await;
+    first.shows(|fleet| fleet["other_gateways"] == 1).await;
+    // The token changes at the first gateway alone: the second one, even if it restarts, is still heard.
+    token_file(directory.path(), "first", new);
+    first.process.signal("-HUP");
+    let third = Gateway::start(&tops[2], &engines).await;
+    for gateway in [&first, &second, &third] {
+        gateway.shows(|fleet| fleet["other_gateways"] == 2).await;
+    }
+    drop(second);
+    first.shows(|fleet| fleet["other_gateways"] == 1).await;
+    let second = Gateway::start(&tops[1], &engines).await;
+    for gateway in [&first, &second, &third] {
+        gateway.shows(|fleet| fleet["other_gateways"] == 2).await;
+    }
+    assert!(first.leads().await && !second.leads().await && !third.leads().await);
+}

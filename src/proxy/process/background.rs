@@ -26,8 +26,8 @@ use crate::process::role_labels::RoleLabels;
 use crate::process::sources::Sources;
 use crate::process::trials::Trials;
 use crate::runtime::liveness::LivenessGuard;
+use crate::runtime::reloadable::Refresh;
 use crate::signals::{self, SignalHost};
-use crate::tls::Refresh;
 
 /// The background tasks; taken out when pingora starts the service.
 pub struct Background(Mutex<Option<Tasks>>);

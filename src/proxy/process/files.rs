@@ -3,15 +3,18 @@
 //! collected, each with the key of the setting that names the file.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tidegate_filters::{ApiKey, ModelTokenizer, TokenizerError};
 use tidegate_settings::{BackendSettings, ModelSettings, Settings, TlsSettings};
+use tokio::time::Instant;
 
 use crate::control::KnownModel;
 use crate::control::operator_roles::OperatorRoles;
 use crate::dispatch::settings_in_force::Secrets;
-use crate::tls::{Refresh, ServerTls};
+use crate::process::gateways::{GatewayToken, Tokens};
+use crate::runtime::reloadable::{Refresh, Reloadable};
+use crate::tls::ServerTls;
 use crate::upstream::EngineTls;
 
 pub use super::file_access::{FileProblem, authorities, secret, text};
@@ -71,7 +74,7 @@ pub struct Files {
     pub connector: Option<EngineTls>,
     /// Token and TLS between gateways.
     pub gateways: GatewayFiles,
-    /// Certificates that are reloaded when their files change.
+    /// Certificates and tokens that are reloaded when their files change.
     pub watched: Vec<Arc<dyn Refresh>>,
 }
 
@@ -79,7 +82,7 @@ pub struct Files {
 #[derive(Clone, Default)]
 pub struct GatewayFiles {
     /// Bearer token.
-    pub token: Option<String>,
+    pub token: Option<GatewayToken>,
     /// TLS of the address for other gateways.
     pub tls: Option<ServerTls>,
     /// TLS towards other gateways.
@@ -249,8 +252,7 @@ fn connector(settings: &Settings, found: &mut LoadedFiles) -> Option<EngineTls> 
 
 fn gateways(settings: &Settings, found: &mut LoadedFiles) -> GatewayFiles {
     let gateways = &settings.gateways;
-    let token = gateways.token_file.as_deref();
-    let token = token.and_then(|path| found.take("gateways.token_file", secret(path)));
+    let token = gateways.token_file.clone().and_then(|path| gateway_token(path, found));
     let tls = found.server_tls("gateways.tls", gateways.tls.as_ref(), H2);
     let connector = gateways.tls.as_ref().and_then(|tls| {
         let connector = found.take("gateways.tls", EngineTls::among_peers("gateways.tls", tls))?;
@@ -258,6 +260,18 @@ fn gateways(settings: &Settings, found: &mut LoadedFiles) -> GatewayFiles {
         Some(connector.named(gateways.server_name.as_deref()))
     });
     GatewayFiles { token, tls, connector }
+}
+
+fn gateway_token(path: PathBuf, found: &mut LoadedFiles) -> Option<GatewayToken> {
+    let setting = "gateways.token_file";
+    let files = vec![path.clone()];
+    let load = move |before: Option<&Tokens>| {
+        Ok::<_, FileProblem>(Tokens::new(secret(&path)?, before, Instant::now()))
+    };
+    let token = Reloadable::load(setting.to_owned(), files, Box::new(load));
+    let token = Arc::new(found.take(setting, token)?);
+    found.watched.push(Arc::<Reloadable<_, _>>::clone(&token));
+    Some(token)
 }
 
 /// The models and their tokenizers. A tokenizer without a fast implementation is logged, and

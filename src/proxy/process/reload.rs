@@ -1,11 +1,11 @@
-//! Reloads certificates and settings when their files change, and on SIGHUP.
+//! Reloads certificates, the token of the gateways and settings when their files change, and on SIGHUP.
 
 use std::sync::Arc;
 use tidegate_types::Seconds;
 
 use crate::dispatch::context::Proxy;
 use crate::process::config_file::ConfigFile;
-use crate::tls::Refresh;
+use crate::runtime::reloadable::Refresh;
 
 /// Interval of the checks, a few `stat` calls each. Certificates are renewed days before the old one
 /// expires.
@@ -26,15 +26,15 @@ pub async fn reload(
         };
         if forced {
             tracing::info!(
-                certificates = watched.len(),
-                "SIGHUP: reloading certificates and settings"
+                files = watched.len(),
+                "SIGHUP: reloading certificates, tokens and settings"
             );
         }
         let all = Arc::clone(&watched);
         // The files may be on a slow disk.
-        let reloading = tokio::task::spawn_blocking(move || reload_certificates(&all, forced));
+        let reloading = tokio::task::spawn_blocking(move || reload_files(&all, forced));
         if let Err(error) = reloading.await {
-            tracing::error!("certificates were not reloaded: {error}");
+            tracing::error!("files were not reloaded: {error}");
         }
         if let Some(file) = &mut config_file {
             file.check(forced).await;
@@ -42,14 +42,14 @@ pub async fn reload(
     }
 }
 
-fn reload_certificates(watched: &[Arc<dyn Refresh>], forced: bool) {
+fn reload_files(watched: &[Arc<dyn Refresh>], forced: bool) {
     for one in watched {
         let section = one.section();
         match one.refresh(forced) {
-            Ok(true) => tracing::info!(section, "certificates reloaded"),
+            Ok(true) => tracing::info!(section, "files reloaded"),
             Ok(false) => {}
             Err(error) => {
-                tracing::error!(section, "the old certificates stay in force: {error}");
+                tracing::error!(section, "the old files stay in force: {error}");
             }
         }
     }

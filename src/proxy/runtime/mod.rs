@@ -7,5 +7,6 @@ pub(crate) mod connections;
 pub(crate) mod file_stamp;
 pub(crate) mod filter_permits;
 pub(crate) mod liveness;
+pub(crate) mod reloadable;
 pub(crate) mod thread_buffer;
 pub(crate) mod timer_coalescing;

@@ -1,13 +1,11 @@
 //! TLS with rustls: loads and verifies certificates at start-up and in `tidegate check`, and reloads
-//! them when their files change.
+//! them when their files change (`runtime/reloadable.rs`).
 
 mod pair;
 mod server;
-mod watched;
 
 pub use pair::{Pair, read_authorities, read_pair};
 pub use server::{ServerTls, subject_of};
-pub use watched::{Refresh, Reloadable};
 
 use std::path::PathBuf;
 use thiserror::Error;

@@ -14,11 +14,12 @@ use tokio_rustls::server::TlsStream;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use super::{Pair, Reloadable, TlsError, read_authorities, read_pair};
+use super::{Pair, TlsError, read_authorities, read_pair};
+use crate::runtime::reloadable::Reloadable;
 
 /// The TLS configuration in force. Open connections keep the one they started with.
 #[derive(Clone)]
-pub struct ServerTls(Arc<Reloadable<ServerConfig>>);
+pub struct ServerTls(Arc<Reloadable<ServerConfig, TlsError>>);
 
 impl ServerTls {
     /// Loads and verifies the files named in `tls`. `alpn`: the protocols offered.
@@ -33,12 +34,12 @@ impl ServerTls {
         let mut files = vec![tls.cert.clone(), tls.key.clone()];
         files.extend(tls.client_ca_file.clone());
         let tls = tls.clone();
-        let load = move || config(&tls, alpn);
+        let load = move |_: Option<&ServerConfig>| config(&tls, alpn);
         Ok(ServerTls(Arc::new(Reloadable::load(section.to_owned(), files, Box::new(load))?)))
     }
 
     /// Returns the reloadable configuration.
-    pub fn watched(&self) -> Arc<Reloadable<ServerConfig>> {
+    pub fn watched(&self) -> Arc<Reloadable<ServerConfig, TlsError>> {
         Arc::clone(&self.0)
     }
 

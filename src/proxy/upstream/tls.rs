@@ -10,12 +10,13 @@ use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use crate::tls::{Pair, Reloadable, TlsError, read_authorities, read_pair};
+use crate::runtime::reloadable::Reloadable;
+use crate::tls::{Pair, TlsError, read_authorities, read_pair};
 
 /// Opens TLS to a backend and verifies its certificate against the operator's authorities.
 #[derive(Clone)]
 pub struct EngineTls {
-    config: Arc<Reloadable<ClientConfig>>,
+    config: Arc<Reloadable<ClientConfig, TlsError>>,
     /// Expected name in the certificate, if it differs from the URL's host.
     name: Option<String>,
 }
@@ -42,7 +43,7 @@ impl EngineTls {
     /// `files`: certificate authorities, client certificate and its key.
     fn of(section: &str, files: [Option<PathBuf>; 3]) -> Result<EngineTls, TlsError> {
         let all = files.iter().flatten().cloned().collect();
-        let load = Box::new(move || client_config(&files));
+        let load = Box::new(move |_: Option<&ClientConfig>| client_config(&files));
         let config = Arc::new(Reloadable::load(section.to_owned(), all, load)?);
         Ok(EngineTls { config, name: None })
     }
@@ -54,7 +55,7 @@ impl EngineTls {
     }
 
     /// The configuration that is reloaded when its files change.
-    pub fn watched(&self) -> Arc<Reloadable<ClientConfig>> {
+    pub fn watched(&self) -> Arc<Reloadable<ClientConfig, TlsError>> {
         Arc::clone(&self.config)
     }
 

@@ -22,8 +22,9 @@ pub struct GatewaySettings {
     /// URLs of `listen` of all gateways, this one included, in the same order everywhere: the first one
     /// that is up leads, until it ends. With `[gateways.kubernetes]` the Lease names the leader instead.
     pub peers: Vec<String>,
-    /// File that holds the bearer token of all gateways, at least 16 bytes. `listen` beyond loopback needs
-    /// it, or client certificates.
+    /// File that holds the bearer token of all gateways, at least 16 bytes; it is reread when it changes,
+    /// and the previous token is accepted for 180 s more. `listen` beyond loopback needs it, or client
+    /// certificates.
     pub token_file: Option<PathBuf>,
     /// Name in the certificate of every gateway; absent: the host of its URL.
     pub server_name: Option<String>,

@@ -22,6 +22,7 @@ use super::lines::{LineError, LineReader, Lines, Sum, line, lines};
 use super::pacing::Pacing;
 use super::server::Status;
 use super::{IDENTITY, LOADS_PATH, PING, STATUS_PATH};
+use crate::runtime::reloadable::Reloadable;
 use crate::upstream::{Address, AddressError, bearer};
 
 /// Time limit for connecting, including TLS, and for the head of an answer.
@@ -115,9 +116,12 @@ impl LoadExchange {
     /// Reports to a leader and counts its sums, until another gateway leads.
     async fn report_to(&self, address: &str) -> Result<(), ClientError> {
         let mut connection = self.connect(address).await?;
-        let (reports, body) = lines();
-        let request = self.request(Method::POST, address, LOADS_PATH, Either::Right(body))?;
-        let sums = connection.send(request).await?.into_body();
+        let body = || {
+            let (reports, body) = lines();
+            (reports, Either::Right(body))
+        };
+        let (reports, sums) =
+            self.ask(&mut connection, Method::POST, address, LOADS_PATH, body).await?;
         tracing::info!(leader = %address, "loads are exchanged");
         let mut sums = LineReader::new(sums);
         let mut leadership = self.parts.leadership.subscribe();
@@ -157,9 +161,9 @@ impl LoadExchange {
     pub(super) async fn status_of(&self, address: &str) -> Result<Status, ClientError> {
         let asking = async {
             let mut connection = self.connect(address).await?;
-            let request =
-                self.request(Method::GET, address, STATUS_PATH, Either::Left(Empty::new()))?;
-            let body = connection.send(request).await?.into_body();
+            let none = || ((), Either::Left(Empty::new()));
+            let ((), body) =
+                self.ask(&mut connection, Method::GET, address, STATUS_PATH, none).await?;
             let body = Limited::new(body, STATUS_BYTES_MAX).collect().await;
             let body = body.map_err(|_| ClientError::Answer)?.to_bytes();
             serde_json::from_slice(&body).map_err(|_| ClientError::Answer)
@@ -167,21 +171,40 @@ impl LoadExchange {
         timeout(STATUS_MAX, asking).await.unwrap_or(Err(ClientError::Late(STATUS_MAX)))
     }
 
-    fn request(
+    /// Sends a request with the token in force. While the token changes, the other gateway may still
+    /// have the previous one, which is sent after a refusal. `body` makes a body, and what belongs
+    /// to it.
+    async fn ask<T>(
         &self,
+        connection: &mut GatewayConnection,
         method: Method,
         address: &str,
         path: &str,
-        body: Body,
-    ) -> Result<Request<Body>, http::Error> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", address.trim_end_matches('/')))
-            .header(IDENTITY, &self.parts.identity);
-        if let Some(token) = &self.parts.token {
-            request = request.header(AUTHORIZATION, bearer(token)?);
+        body: impl Fn() -> (T, Body),
+    ) -> Result<(T, Incoming), ClientError> {
+        let tokens = self.parts.token.as_deref().map(Reloadable::current);
+        let (current, previous) = match &tokens {
+            Some(tokens) => (Some(tokens.current()), tokens.previous(Instant::now())),
+            None => (None, None),
+        };
+        let uri = format!("{}{path}", address.trim_end_matches('/'));
+        let mut answer = Err(ClientError::Refused(StatusCode::UNAUTHORIZED));
+        for token in [Some(current), previous.map(Some)].into_iter().flatten() {
+            let mut request = Request::builder()
+                .method(method.clone())
+                .uri(&uri)
+                .header(IDENTITY, &self.parts.identity);
+            if let Some(token) = token {
+                request = request.header(AUTHORIZATION, bearer(token).map_err(http::Error::from)?);
+            }
+            let (with, body) = body();
+            answer =
+                connection.send(request.body(body)?).await.map(|sent| (with, sent.into_body()));
+            if !matches!(answer, Err(ClientError::Refused(StatusCode::UNAUTHORIZED))) {
+                break;
+            }
         }
-        request.body(body)
+        answer
     }
 
     async fn connect(&self, address: &str) -> Result<GatewayConnection, ClientError> {

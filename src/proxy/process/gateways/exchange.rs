@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::lines::{SharedRoles, Sum, line};
 use super::pacing::Pacing;
+use super::token::GatewayToken;
 use crate::control::{Leadership, NamedRoles};
 use crate::dispatch::context::Proxy;
 use crate::upstream::EngineTls;
@@ -29,7 +30,7 @@ pub struct ExchangeParts {
     /// Roles of this gateway while it leads; `None` if a Lease carries them.
     pub plans: Option<watch::Receiver<Option<(u64, NamedRoles)>>>,
     /// Bearer token of all gateways.
-    pub token: Option<String>,
+    pub token: Option<GatewayToken>,
     /// TLS towards other gateways.
     pub connector: Option<EngineTls>,
 }

@@ -13,6 +13,7 @@ mod lines;
 mod pacing;
 mod peers;
 mod server;
+mod token;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use tidegate_settings::Settings;
 pub use exchange::{ExchangeParts, LoadExchange};
 pub use peers::GatewayList;
 pub use server::{CONNECTIONS_MAX, LoadServer};
+pub use token::{GatewayToken, Tokens};
 
 /// Path of the stream of loads.
 const LOADS_PATH: &str = "/v1/gateway/loads";

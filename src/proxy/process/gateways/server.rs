@@ -14,16 +14,17 @@ use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use subtle::ConstantTimeEq;
 use tidegate_scheduler::gateways::Report;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::exchange::LoadExchange;
 use super::lines::{LineReader, Lines, line, lines};
+use super::token::Tokens;
 use super::{IDENTITY, LOADS_PATH, PING, STATUS_PATH};
 use crate::listener::client_socket::ClientSocket;
 use crate::listener::front::{App, ConnectedClient, is_on};
+use crate::runtime::reloadable::Reloadable;
 
 /// Most connections: two for each of at most 32 gateways, and as many for restarted ones.
 pub const CONNECTIONS_MAX: usize = 128;
@@ -80,7 +81,7 @@ impl LoadServer {
     fn answer(&self, request: Request<Incoming>) -> Answer {
         let (head, body) = request.into_parts();
         let exchange = &self.0;
-        if !has_token(&head.headers, exchange.parts.token.as_deref()) {
+        if !has_token(&head.headers, exchange.parts.token.as_deref().map(Reloadable::current)) {
             return refusal(
                 StatusCode::UNAUTHORIZED,
                 "the bearer token of the gateways is required\n",
@@ -150,9 +151,9 @@ fn identity_in(headers: &HeaderMap) -> Option<String> {
 }
 
 /// Returns whether the request has the token, if one is required.
-fn has_token(headers: &HeaderMap, token: Option<&str>) -> bool {
-    let Some(token) = token else { return true };
+fn has_token(headers: &HeaderMap, tokens: Option<Arc<Tokens>>) -> bool {
+    let Some(tokens) = tokens else { return true };
     let offered = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
     let offered = offered.strip_prefix(b"Bearer ").unwrap_or_default();
-    offered.ct_eq(token.as_bytes()).into()
+    tokens.accept(offered, Instant::now())
 }

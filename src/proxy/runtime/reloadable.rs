@@ -2,22 +2,23 @@
 //! value stays in force: other programs renew certificates, and a reload may see a half-written file.
 
 use arc_swap::ArcSwap;
+use std::error::Error;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::TlsError;
-use crate::runtime::file_stamp::{Stamp, stamp};
+use super::file_stamp::{Stamp, stamp};
 
-type Load<T> = Box<dyn Fn() -> Result<T, TlsError> + Send + Sync>;
+/// Reads the files. The value in force is its argument; `None` at the start.
+type Load<T, E> = Box<dyn Fn(Option<&T>) -> Result<T, E> + Send + Sync>;
 
 /// The value in force and its loader.
-pub struct Reloadable<T> {
-    /// The section of the settings that names the files.
+pub struct Reloadable<T, E> {
+    /// The section or setting that names the files.
     section: String,
     files: Vec<PathBuf>,
     /// Versions of the files when they were last read. Locked by the reloading task only.
     seen: Mutex<Vec<Stamp>>,
-    load: Load<T>,
+    load: Load<T, E>,
     current: ArcSwap<T>,
 }
 
@@ -27,21 +28,21 @@ pub trait Refresh: Send + Sync {
     ///
     /// # Errors
     /// The files are unusable; the old value stays in force. Reported once per version of the files.
-    fn refresh(&self, always: bool) -> Result<bool, TlsError>;
+    fn refresh(&self, always: bool) -> Result<bool, Box<dyn Error + Send + Sync>>;
 
-    /// The section of the settings that names the files.
+    /// The section or setting that names the files.
     fn section(&self) -> &str;
 }
 
-impl<T> Reloadable<T> {
+impl<T, E> Reloadable<T, E> {
     /// Loads the first value.
     ///
     /// # Errors
     /// The error of `load`.
-    pub fn load(section: String, files: Vec<PathBuf>, load: Load<T>) -> Result<Self, TlsError> {
+    pub fn load(section: String, files: Vec<PathBuf>, load: Load<T, E>) -> Result<Self, E> {
         // Stamped before the files are read, so that a change during the read is found by the next check.
         let seen = Mutex::new(files.iter().map(|file| stamp(file)).collect());
-        let current = ArcSwap::from_pointee(load()?);
+        let current = ArcSwap::from_pointee(load(None)?);
         Ok(Reloadable { section, files, seen, load, current })
     }
 
@@ -51,8 +52,8 @@ impl<T> Reloadable<T> {
     }
 }
 
-impl<T: Send + Sync> Refresh for Reloadable<T> {
-    fn refresh(&self, always: bool) -> Result<bool, TlsError> {
+impl<T: Send + Sync, E: Error + Send + Sync + 'static> Refresh for Reloadable<T, E> {
+    fn refresh(&self, always: bool) -> Result<bool, Box<dyn Error + Send + Sync>> {
         let now: Vec<Stamp> = self.files.iter().map(|file| stamp(file)).collect();
         {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -61,7 +62,8 @@ impl<T: Send + Sync> Refresh for Reloadable<T> {
             }
             *seen = now;
         }
-        self.current.store(Arc::new((self.load)()?));
+        let value = (self.load)(Some(&self.current()))?;
+        self.current.store(Arc::new(value));
         Ok(true)
     }
 
