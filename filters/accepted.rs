@@ -2,7 +2,7 @@
 
 #[cfg(doc)]
 use crate::ServiceClasses;
-use crate::Traceparent;
+use crate::{Sampler, Traceparent};
 use bytes::Bytes;
 use http::{HeaderMap, Method};
 use std::fmt;
@@ -48,6 +48,8 @@ pub struct FreshIds {
     pub span: u64,
     /// Time for chat templates that print the date: seconds since 1970, UTC.
     pub unix_seconds: u64,
+    /// Decides which traces are sampled.
+    pub sampler: Sampler,
 }
 
 /// A request that passed all filters.
@@ -100,7 +102,13 @@ pub struct Tenant(pub(crate) Arc<str>);
 impl FreshIds {
     /// Creates ids from random bits; the time is 1970-01-01 until [`FreshIds::at`] sets it.
     pub fn from_random(request: u128, trace: u128, span: u64) -> FreshIds {
-        FreshIds { request, trace, span, unix_seconds: 0 }
+        FreshIds { request, trace, span, ..FreshIds::default() }
+    }
+
+    /// Sets the sampler; [`Sampler::OF_CLIENT`] otherwise.
+    #[must_use]
+    pub fn sampled_by(self, sampler: Sampler) -> FreshIds {
+        FreshIds { sampler, ..self }
     }
 
     /// Sets the time.

@@ -4,6 +4,7 @@
 use crate::FreshIds;
 use http::HeaderMap;
 use std::fmt;
+use std::num::NonZeroU64;
 
 /// Longest `x-request-id` accepted, in bytes: two UUIDs and a prefix.
 const REQUEST_ID_MAX: usize = 128;
@@ -11,10 +12,15 @@ const REQUEST_ID_MAX: usize = 128;
 /// Length in bytes of a `traceparent` of version 00 (W3C Trace Context §3.2).
 const TRACEPARENT_LEN: usize = 55;
 
+/// The sampled flag of a `traceparent` (§3.2.2.5.1).
+const SAMPLED: u8 = 1;
+
 /// A valid W3C `traceparent` of version 00.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Traceparent {
     text: String,
+    /// The client's span.
+    parent: Option<NonZeroU64>,
 }
 
 /// Returns the request's id and trace context. Infallible, so that refusals have an id too.
@@ -38,9 +44,16 @@ pub fn request_id(headers: &HeaderMap, fresh: &FreshIds) -> String {
 
 fn traceparent(headers: &HeaderMap, fresh: &FreshIds) -> Traceparent {
     match single(headers, "traceparent").and_then(parse) {
-        Some(client) => Traceparent::new(client.trace, fresh.span, client.flags),
-        // Not sampled: that decision belongs to the client, which sent none.
-        None => Traceparent::new(fresh.trace, fresh.span, 0),
+        Some(client) => {
+            let sampled = fresh.sampler.samples(client.trace, Some(client.flags & SAMPLED != 0));
+            let flags = client.flags & !SAMPLED | u8::from(sampled);
+            let own = Traceparent::new(client.trace, fresh.span, flags);
+            Traceparent { parent: NonZeroU64::new(client.parent), ..own }
+        }
+        None => {
+            let sampled = fresh.sampler.samples(fresh.trace.max(1), None);
+            Traceparent::new(fresh.trace, fresh.span, u8::from(sampled))
+        }
     }
 }
 
@@ -55,12 +68,33 @@ impl Traceparent {
             text.push_str(before);
             push_hex(&mut text, value, digits);
         }
-        Traceparent { text }
+        Traceparent { text, parent: None }
     }
 
     /// The header's value: `00-TRACE-SPAN-FLAGS`.
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+
+    /// The trace's id: 32 hex digits.
+    pub fn trace_id(&self) -> &str {
+        self.text.get(3..35).unwrap_or_default()
+    }
+
+    /// The id of tidegate's span: 16 hex digits.
+    pub fn span_id(&self) -> &str {
+        self.text.get(36..52).unwrap_or_default()
+    }
+
+    /// The id of the client's span; `None` if the trace begins here.
+    pub fn parent(&self) -> Option<u64> {
+        self.parent.map(NonZeroU64::get)
+    }
+
+    /// Whether the trace is sampled.
+    pub fn is_sampled(&self) -> bool {
+        // The last digit of the flags: sampled is bit 0.
+        self.text.as_bytes().last().is_some_and(|digit| matches!(digit, b'1' | b'3'))
     }
 }
 
@@ -85,6 +119,7 @@ impl fmt::Debug for Traceparent {
 /// The client's trace context.
 struct ClientTrace {
     trace: u128,
+    parent: u64,
     flags: u8,
 }
 
@@ -105,7 +140,8 @@ fn parse(value: &str) -> Option<ClientTrace> {
     let flags = hex(&bytes[53..55])?;
     // Only flags that version 00 defines may be forwarded: sampled, and random (level 2).
     let known = (flags & 0b11) as u8;
-    (trace != 0 && parent != 0).then_some(ClientTrace { trace, flags: known })
+    let parent = parent as u64;
+    (trace != 0 && parent != 0).then_some(ClientTrace { trace, parent, flags: known })
 }
 
 /// Parses lower-case hex digits, as the standard requires.

@@ -5,6 +5,7 @@
 //! - `accepted`: input and output values
 //! - `directory`: snapshot of served models and paths
 //! - `identify`: x-request-id and W3C trace context
+//! - `sampler`: which traces are sampled
 //! - `authenticate`: API keys
 //! - `handoff`: hand-off members of clients
 //! - `limit`: path, method and size
@@ -32,6 +33,7 @@ pub mod limit;
 pub mod model;
 pub mod parse;
 pub mod query;
+pub mod sampler;
 pub mod service_class;
 pub mod tokenize;
 
@@ -44,4 +46,5 @@ pub use handoff::{HandoffHost, HandoffTrust, remove_handoff_headers};
 pub use identify::{Traceparent, identify, request_id};
 pub use model::{ModelTokenizer, TokenizerError};
 pub use query::{model_in_query, with_model};
+pub use sampler::Sampler;
 pub use service_class::{ServiceClass, ServiceClasses};

@@ -1,10 +1,16 @@
 //! Valid and invalid request ids and trace contexts.
 
 use super::*;
+use crate::Sampler;
 use http::HeaderValue;
 
-const FRESH: FreshIds =
-    FreshIds { request: 0xabc, trace: 0x0af7_6519, span: 0x77, unix_seconds: 0 };
+const FRESH: FreshIds = FreshIds {
+    request: 0xabc,
+    trace: 0x0af7_6519,
+    span: 0x77,
+    unix_seconds: 0,
+    sampler: Sampler::OF_CLIENT,
+};
 const CLIENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 fn headers(name: &'static str, values: &[&str]) -> HeaderMap {
@@ -43,6 +49,23 @@ fn a_valid_request_id_is_kept_and_others_are_replaced() {
 fn a_valid_trace_is_continued_with_a_new_span() {
     let trace = traceparent(&headers("traceparent", &[CLIENT]), &FRESH);
     assert_eq!(trace.as_str(), "00-0af7651916cd43dd8448eb211c80319c-0000000000000077-01");
+}
+
+#[test]
+fn the_sampler_decides_the_sampled_flag_alone() {
+    // Both flags of version 00: sampled, random.
+    let given = format!("{}03", &CLIENT[..53]);
+    for (name, flags, sampled) in [("always_off", "02", false), ("always_on", "03", true)] {
+        let fresh = FRESH.sampled_by(Sampler::named(name, 1.0).unwrap());
+        let trace = traceparent(&headers("traceparent", &[&given]), &fresh);
+        assert_eq!(&trace.as_str()[53..], flags, "{name}");
+        assert_eq!(trace.is_sampled(), sampled);
+        assert_eq!(trace.trace_id(), "0af7651916cd43dd8448eb211c80319c");
+        assert_eq!(trace.span_id(), "0000000000000077");
+        assert_eq!(trace.parent(), Some(0xb7ad_6b71_6920_3331));
+        let root = traceparent(&HeaderMap::new(), &fresh);
+        assert_eq!((root.is_sampled(), root.parent()), (sampled, None));
+    }
 }
 
 #[test]
