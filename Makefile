@@ -30,6 +30,7 @@ demo: setup
 test: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
+	CARGO="$(CARGO)" .ci/features
 	$(CARGO) test --workspace --quiet
 
 # Faults of every kind beside every kind of client, on emulated engines: tests/chaos/main.rs.

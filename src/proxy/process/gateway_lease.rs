@@ -1,6 +1,7 @@
 //! The Lease for which the gateways of one fleet contend (`[gateways.kubernetes]`). Its holder
 //! leads and plans; an annotation shares the roles with the other gateways.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use tidegate_kubernetes::access::{Access, AccessError};
 use tidegate_kubernetes::election::{Elected, Election};
@@ -13,7 +14,6 @@ use tokio::time::{interval, timeout};
 
 use crate::control::{Gateways, Leadership, NamedRoles};
 use crate::dispatch::context::Proxy;
-use crate::process::gateways::advertised;
 
 /// Interval at which the task checks whether the proxy drains.
 const CHECK_INTERVAL: Seconds = Seconds(0.1);
@@ -106,4 +106,19 @@ fn leadership_of(elected: &Elected) -> Leadership {
         address: elected.address.clone().filter(|_| elected.epoch.is_none()),
         plan: plan.map(|plan| (plan.epoch, plan.seq, Arc::new(plan.roles.clone()))),
     }
+}
+
+/// URL of `gateways.listen` for other gateways; `None` if it cannot be derived.
+fn advertised(settings: &Settings) -> Option<String> {
+    let gateways = &settings.gateways;
+    if let Some(address) = &gateways.address {
+        return Some(address.clone());
+    }
+    let mut address = gateways.listen?;
+    if address.ip().is_unspecified() {
+        let pod: IpAddr = std::env::var("POD_IP").ok()?.parse().ok()?;
+        address.set_ip(pod);
+    }
+    let scheme = if gateways.tls.is_some() { "https" } else { "http" };
+    Some(format!("{scheme}://{address}"))
 }

@@ -15,9 +15,7 @@ mod peers;
 mod server;
 mod token;
 
-use std::net::IpAddr;
 use std::time::Duration;
-use tidegate_settings::Settings;
 
 pub use exchange::{ExchangeParts, LoadExchange};
 pub use peers::GatewayList;
@@ -38,19 +36,4 @@ const IDENTITY: &str = "x-tidegate-gateway";
 pub fn identity() -> String {
     let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "tidegate".to_owned());
     format!("{host}-{:08x}", fastrand::u32(..))
-}
-
-/// URL of `gateways.listen` for other gateways; `None` if it cannot be derived.
-pub fn advertised(settings: &Settings) -> Option<String> {
-    let gateways = &settings.gateways;
-    if let Some(address) = &gateways.address {
-        return Some(address.clone());
-    }
-    let mut address = gateways.listen?;
-    if address.ip().is_unspecified() {
-        let pod: IpAddr = std::env::var("POD_IP").ok()?.parse().ok()?;
-        address.set_ip(pod);
-    }
-    let scheme = if gateways.tls.is_some() { "https" } else { "http" };
-    Some(format!("{scheme}://{address}"))
 }
