@@ -16,35 +16,35 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, crypto::ring};
 
-/// Largest answer that is read, in bytes.
+/// Largest accepted answer, in bytes.
 const ANSWER_MAX: usize = 8 << 20;
 
-/// Why an engine gave no answer.
+/// Failure of a request to an engine.
 #[derive(Debug, Error)]
 pub enum AskError {
-    /// The URL is not usable.
-    #[error("{0} is not usable as an engine's URL: http://host:port or https://host:port")]
+    /// The URL is not that of an engine.
+    #[error("{0} is not an engine URL: expected http://host:port or https://host:port")]
     Url(String),
-    /// An https engine without authorities to verify it.
+    /// No certificate authorities are configured to verify an https engine.
     #[error("an https engine needs --ca-file, or [upstream] ca_file")]
     NoAuthorities,
-    /// The connection.
+    /// The connection failed.
     #[error("{0}")]
     Connect(#[from] std::io::Error),
-    /// The exchange.
-    #[error("the answer broke off: {0}")]
+    /// The exchange ended early.
+    #[error("the answer is incomplete: {0}")]
     Broken(String),
-    /// No answer in time.
+    /// The time-out expired.
     #[error("no answer within {} s", .0.as_secs_f64())]
     Late(Duration),
 }
 
-/// An answer, whole.
+/// A complete answer.
 #[derive(Clone, Debug)]
 pub struct HttpAnswer {
     pub status: StatusCode,
     pub body: Bytes,
-    /// The engine's clock.
+    /// The answer's `date` header.
     pub date: Option<String>,
     pub took: Duration,
 }
@@ -64,13 +64,13 @@ impl Client {
         Client { timeout, key: None, tls: None, name: None }
     }
 
-    /// Sends an engine's own API key.
+    /// Sets the API key that is sent to engines.
     #[must_use]
     pub fn with_key(self, key: Option<String>) -> Client {
         Client { key, ..self }
     }
 
-    /// Verifies https engines: with the authorities of a PEM file, and by `name` if given.
+    /// Verifies https engines with the authorities of a PEM file, against `name` if given.
     ///
     /// # Errors
     /// The file cannot be used.
@@ -87,7 +87,7 @@ impl Client {
         self.ask(Method::GET, url, path, Bytes::new(), None).await
     }
 
-    /// `POST path` with a JSON body, and one header more.
+    /// `POST path` with a JSON body and an optional additional header.
     ///
     /// # Errors
     /// [`AskError`] without an answer.
@@ -167,10 +167,10 @@ fn parts(url: &str) -> Result<(http::uri::Authority, bool, String), AskError> {
     Ok((authority, tls, uri.path().trim_end_matches('/').to_owned()))
 }
 
-/// The host of an engine's URL, IPv6 in brackets.
+/// Returns the host of an engine's URL; IPv6 in brackets.
 ///
 /// # Errors
-/// The URL is not usable.
+/// The URL is not that of an engine.
 pub fn host_of(url: &str) -> Result<String, AskError> {
     parts(url).map(|(authority, ..)| authority.host().to_owned())
 }

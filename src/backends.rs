@@ -17,11 +17,11 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// List every backend, those that are being removed included
+    /// List all backends, including those being removed
     List(ListArgs),
     /// Add a backend, or replace the one with its name
     Add(AddArgs),
-    /// Remove a backend: it gets no new requests and leaves once its requests have finished
+    /// Remove a backend: it receives no new requests and is removed once its requests have finished
     Remove(RemoveArgs),
 }
 
@@ -37,7 +37,7 @@ struct ListArgs {
 /// Add a backend, or replace the one with its name.
 ///
 /// Further settings are KEY=VALUE pairs with the keys of [[backends]] in the configuration file. The
-/// value of a key that takes text is text, any other is JSON: version=0.32 streams_max=64
+/// value of a key of type string is taken as text, any other as JSON: version=0.32 streams_max=64
 /// models='["m"]'. Keep secrets in files
 /// (api_key_file): arguments of a command are visible to other users of the machine.
 #[derive(clap::Args)]
@@ -60,7 +60,7 @@ struct AddArgs {
 struct RemoveArgs {
     /// Name of the backend
     name: String,
-    /// Send requests that wait for its first byte to other backends at once; otherwise after 300 s
+    /// Send requests that wait for its first byte to other backends at once instead of after 300 s
     #[arg(long)]
     now: bool,
     #[command(flatten)]
@@ -88,7 +88,7 @@ struct BackendRow {
     leaving: bool,
 }
 
-/// Answer to a change.
+/// Answer to an added or removed backend.
 #[derive(Deserialize)]
 struct ChangeAnswer {
     joined: usize,
@@ -109,12 +109,14 @@ pub fn run(args: &Args) -> Result<(), OperateError> {
             say(&match read::<ChangeAnswer>(&answer)? {
                 _ if args.json => answer,
                 ChangeAnswer { replaced: 1.., .. } => {
-                    format!("{name} replaces the backend of its name")
+                    format!("{name} replaces the backend of the same name")
                 }
                 ChangeAnswer { joined: 1.., .. } => {
-                    format!("{name} joins; it is used once it answers")
+                    format!(
+                        "{name} is added; it receives requests after its first successful probe"
+                    )
                 }
-                ChangeAnswer { .. } => format!("{name} is in force already"),
+                ChangeAnswer { .. } => format!("{name} already has these settings"),
             });
         }
         Action::Remove(args) => {
@@ -126,10 +128,10 @@ pub fn run(args: &Args) -> Result<(), OperateError> {
                 _ if args.json => answer,
                 ChangeAnswer { left: 1.., .. } => {
                     format!(
-                        "{name} gets no new requests and leaves once its requests have finished"
+                        "{name} receives no new requests and is removed once its requests have finished"
                     )
                 }
-                ChangeAnswer { .. } => format!("{name} is leaving already"),
+                ChangeAnswer { .. } => format!("{name} is already being removed"),
             });
         }
     }
@@ -152,25 +154,25 @@ fn setting(text: &str) -> Result<(String, Value), String> {
     Ok((key.to_owned(), typed(key, value)))
 }
 
-/// Returns the value by the type that the schema gives to `key`. Text may be a JSON string. The server
-/// reports a value that has neither type, and an unknown key.
+/// Parses the value by the type of `key` in the schema. Text may be given as a JSON string. An unknown
+/// key, and a value that fits neither type, are left to the server to report.
 fn typed(key: &str, value: &str) -> Value {
     let json = serde_json::from_str(value);
     match json {
         Ok(Value::String(_)) | Err(_) => json.unwrap_or_else(|_| value.into()),
-        Ok(_) if takes_text(key, value) => value.into(),
+        Ok(_) if accepts_text(key, value) => value.into(),
         Ok(json) => json,
     }
 }
 
 /// Whether the schema accepts this text as the value of a key of `[[backends]]`.
-fn takes_text(key: &str, text: &str) -> bool {
+fn accepts_text(key: &str, text: &str) -> bool {
     let entry = Map::from_iter([(key.to_owned(), text.into())]);
     serde_json::from_value::<BackendSettings>(Value::Object(entry)).is_ok()
 }
 
 fn read<'a, T: Deserialize<'a>>(body: &'a str) -> Result<T, OperateError> {
-    serde_json::from_str(body).map_err(|error| OperateError::Strange(error.to_string()))
+    serde_json::from_str(body).map_err(|error| OperateError::Unreadable(error.to_string()))
 }
 
 fn table(all: &BackendList) -> String {
@@ -204,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_is_written_as_pairs_of_key_and_value() {
+    fn a_backend_is_given_as_key_value_pairs() {
         let line = [
             "backends",
             "add",

@@ -37,7 +37,7 @@ pub fn run(args: &Args) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    // Warnings: a certificate that has expired.
+    // Loading may log warnings, for example about an expired certificate.
     let _log = tidegate_proxy::log::init(&settings.log);
     if let Err(errors) = tidegate_proxy::files::load(&settings) {
         eprintln!("{errors}");
@@ -45,11 +45,11 @@ pub fn run(args: &Args) -> ExitCode {
     }
     let (backends, models) = (settings.backends.len(), settings.models.len());
     let path = args.config.display();
-    eprintln!("{path} is fine: backends {backends}, models described {models}");
+    eprintln!("{path} is valid: {backends} backends, {models} [[models]] tables");
     ExitCode::SUCCESS
 }
 
-/// All errors, each with its key, its line where there is one, and a hint.
+/// Returns all errors with key, hint and, if known, line.
 fn problems(args: &Args) -> Vec<Value> {
     let text = match std::fs::read_to_string(&args.config) {
         Ok(text) => text,

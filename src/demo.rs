@@ -40,22 +40,22 @@ pub struct Args {
 /// Failure of a demo.
 #[derive(Debug, Error)]
 pub enum DemoError {
-    /// The trace, or the report's file.
+    /// The trace cannot be read, or the report not written.
     #[error(transparent)]
     Replay(#[from] ReplayError),
-    /// The proxy.
+    /// The proxy cannot start.
     #[error(transparent)]
     Proxy(#[from] StartError),
-    /// The proxy's address.
+    /// The proxy's address is not a valid target.
     #[error(transparent)]
     Target(#[from] TargetError),
-    /// The engines.
+    /// The engines cannot start.
     #[error("the engines cannot start: {0}")]
     Engines(#[from] std::io::Error),
-    /// The demo's own settings.
-    #[error("the demo's settings are refused: {0}")]
+    /// The generated settings are invalid.
+    #[error("the demo's settings are invalid: {0}")]
     Settings(String),
-    /// The proxy did not come up.
+    /// The engines were not discovered in time.
     #[error("the proxy did not find its engines within {0}")]
     NotReady(Seconds),
 }
@@ -100,7 +100,7 @@ pub fn run(args: Args) -> Result<(), DemoError> {
     let best = best_split(&trace, profile, usize::from(ENGINES), end, &slo);
     let (prefills, simulated) = best.map_or((4, 0.0), |(k, report)| (k, report.attainment));
     eprintln!(
-        "{} requests in {length}; {ENGINES} engines like {}; targets: TTFT {}, TPOT {} ms",
+        "{} requests in {length}; {ENGINES} engines with profile {}; targets: TTFT {}, TPOT {} ms",
         trace.arrivals.len(),
         profile.name,
         slo.ttft,
@@ -132,9 +132,10 @@ struct DemoLoad {
     trace: Trace,
     profile: Profile,
     slo: Slo,
-    /// Time at which two engines fail; they return after the same time again.
+    /// Two engines fail after this time and return after twice this time.
     fails: Option<Seconds>,
-    /// Whether the engines keep prefixes, as vLLM does; the reference results have none.
+    /// Whether the engines have a prefix cache, as vLLM does; the reference results were computed
+    /// without.
     prefix_cache: bool,
 }
 
@@ -197,7 +198,7 @@ async fn one(
     Ok((report, looks))
 }
 
-/// Kills two engines after `fails` and starts them again after as long.
+/// Kills two engines after `fails` and restarts them after the same time again.
 async fn fail(engines: &mut Engines, fails: Option<Seconds>) -> std::io::Result<Infallible> {
     let Some(fails) = fails else { return std::future::pending().await };
     let victims = [0, usize::from(ENGINES) - 1];

@@ -12,13 +12,13 @@ use tokio::task::JoinSet;
 
 use crate::ask::Client;
 
-/// Engines and what they do not report themselves.
+/// URLs of engines, and the settings that engines do not report.
 #[derive(clap::Args)]
 pub struct Discovery {
-    /// Engines whose configuration is inferred: http://host:port
+    /// Engines from which the configuration is inferred: http://host:port
     #[arg(value_name = "URL")]
     pub urls: Vec<String>,
-    /// The served model's tokenizer.json, or the folder that has it
+    /// The served model's tokenizer.json, or the folder that contains it
     #[arg(long, value_name = "PATH", requires = "urls")]
     pub tokenizer: Option<PathBuf>,
     /// File with the engines' own API key
@@ -27,7 +27,7 @@ pub struct Discovery {
     /// CA certificates (PEM) that verify https engines
     #[arg(long, value_name = "FILE", requires = "urls")]
     pub engine_ca_file: Option<PathBuf>,
-    /// Longest wait for the first engine to answer, and then for the others 5 seconds
+    /// Longest wait for the first engine; the others get 5 seconds more
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub wait: u64,
 }
@@ -72,8 +72,10 @@ impl Discovery {
                 (Ok(identity), _) => backend(identity),
                 (Err(why), Some(like)) => DraftBackend {
                     comments: vec![
-                        format!("NOT UP ({why}): assumed to be like the others; it takes"),
-                        "requests when it answers, if it fits them.".to_owned(),
+                        format!(
+                            "NOT UP ({why}): assumed to equal the others. It receives requests"
+                        ),
+                        "once it answers and its reports match these settings.".to_owned(),
                     ],
                     ..backend(like)
                 },
@@ -112,7 +114,7 @@ impl Discovery {
         let mut end = began + Duration::from_secs(self.wait);
         let mut found: Vec<Result<Identity, String>> =
             self.urls.iter().map(|_| Err("no answer".to_owned())).collect();
-        let mut told = false;
+        let mut announced = false;
         loop {
             let mut asking = JoinSet::new();
             for (slot, url) in
@@ -137,9 +139,9 @@ impl Discovery {
             if missing.len() < found.len() {
                 end = end.min(Instant::now() + OTHERS);
             }
-            if !told {
+            if !announced {
                 eprintln!("waiting up to {} s for {}", self.wait, missing.join(", "));
-                told = true;
+                announced = true;
             }
             if Instant::now() >= end {
                 break;
@@ -156,7 +158,7 @@ impl Discovery {
         Err(format!("no engine answered within {} s:\n{}", self.wait, lines.join("\n")))
     }
 
-    /// The models with the tokenizer, or a note that says how prompts are counted without one.
+    /// Adds the model with its tokenizer, or notes on how prompts are counted without one.
     fn models(
         &self,
         found: &[Result<Identity, String>],
@@ -168,8 +170,8 @@ impl Discovery {
         names.dedup();
         let Some(path) = &self.tokenizer else {
             draft.notes = vec![
-                "Prompts are counted by an estimate from their bytes, which the engines' own counts".to_owned(),
-                "correct. A tokenizer counts exactly, and is needed for prefix routing by KV events:".to_owned(),
+                "Without a tokenizer, prompt tokens are estimated from bytes; the counts that engines report".to_owned(),
+                "correct the estimate. Prefix routing by KV events needs the tokenizer:".to_owned(),
             ];
             return Ok(());
         };
@@ -181,7 +183,7 @@ impl Discovery {
             }
             [] => Err("--tokenizer: no engine has reported its model".to_owned()),
             _ => Err(format!(
-                "--tokenizer is for one model, and the engines serve {}: write the file with \
+                "--tokenizer applies to one model, but the engines serve {}: write the file with \
                  `tidegate init` and add a [[models]] table for each",
                 names.join(", ")
             )),
@@ -193,7 +195,7 @@ fn tokenizer_in(path: &Path) -> Result<PathBuf, String> {
     let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
     match file.is_file() {
         true => Ok(file),
-        false => Err(format!("--tokenizer: {} is no file", file.display())),
+        false => Err(format!("--tokenizer: {} is not a file", file.display())),
     }
 }
 
@@ -268,16 +270,21 @@ fn comments(identity: &Identity) -> Vec<String> {
     };
     let mut lines = vec![format!("{} {version}: {served}", identity.kind.as_str())];
     if let Some(status) = facts.key_required {
-        lines.push(format!("It answers {status} without its API key: --engine-key-file."));
+        lines.push(format!(
+            "The engine answers {status} without its API key: set --engine-key-file."
+        ));
     }
     let splits =
         matches!(identity.kind, EngineKind::Vllm | EngineKind::Sglang | EngineKind::Trtllm);
     if identity.connector.is_none() && splits {
         lines.push(
-            "No KV connector found: it gets whole requests. OffloadingConnector, LMCache"
+            "No KV connector reported: all requests run colocated. OffloadingConnector, LMCache"
                 .to_owned(),
         );
-        lines.push("and MooncakeStore show in no metric: set connector if it has one.".to_owned());
+        lines.push(
+            "and MooncakeStore appear in no metric: set connector if the engine has one."
+                .to_owned(),
+        );
     }
     lines
 }

@@ -20,12 +20,12 @@ use crate::discover::{Discovery, ListenArgs};
 use crate::terminal::{Paint, Style};
 use crate::{init, serve};
 
-/// Check engines and this machine: reach, versions, connectors, ports, tokenizer, clocks, limits, and
-/// a trial hand-off between each pair of engines; with Kubernetes also its permissions, labels and
-/// selectors, and the engines in the pods.
+/// Check engines and this machine: reachability, versions, connectors, ports, tokenizer, clocks,
+/// limits, and a trial hand-off between each pair of engines; with Kubernetes also its permissions,
+/// labels and selectors, and the engines in the pods.
 ///
-/// The trial sends one short prompt to each pair that may hand over, with one output token. Exit
-/// code: 0 without errors, 1 with one.
+/// A trial hand-off is one short prompt with one output token. Exit code: 0 without errors, 1
+/// otherwise.
 #[derive(clap::Args)]
 pub struct Args {
     /// The configuration file
@@ -61,7 +61,7 @@ pub struct Finding {
     pub subject: String,
     pub check: &'static str,
     pub detail: String,
-    /// What to do.
+    /// The recommended action.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
 }
@@ -255,14 +255,14 @@ fn json(report: &DoctorReport) -> String {
 fn lines(report: &DoctorReport, paint: Paint) -> String {
     let mut text = String::new();
     for finding in &report.findings {
-        let (word, style) = match finding.level {
+        let (level, style) = match finding.level {
             Level::Ok => ("ok", Style::Green),
             Level::Warning => ("warning", Style::Yellow),
             Level::Error => ("error", Style::Red),
         };
-        let word = paint.style(style, &format!("{word:<8}"));
+        let level = paint.style(style, &format!("{level:<8}"));
         let Finding { subject, check, detail, .. } = finding;
-        text += &format!("{word} {subject:<24} {check:<14} {detail}\n");
+        text += &format!("{level} {subject:<24} {check:<14} {detail}\n");
         if let Some(advice) = &finding.advice {
             text += &format!("{:<9}{:<24} {:<14} → {advice}\n", "", "", "");
         }

@@ -1,4 +1,4 @@
-//! `tidegate explain REQUEST_ID`: where one request spent its time, and why it went there.
+//! `tidegate explain REQUEST_ID`: where one request spent its time, and how it was placed.
 
 use serde::Deserialize;
 use std::fmt::Write as _;
@@ -7,8 +7,8 @@ use std::io::Write as _;
 use crate::operate::{Admin, OperateError};
 use crate::terminal::{Paint, Style};
 
-/// Show one request: its waterfall, the candidates of its placement, and what was predicted beside
-/// what was observed.
+/// Show one request: its phases as a waterfall, its predicted and observed times, and the candidates of
+/// its placement.
 ///
 /// The proxy keeps the last admin.requests_kept requests (4096).
 #[derive(clap::Args)]
@@ -104,12 +104,12 @@ pub fn run(args: &Args) -> Result<(), OperateError> {
         None => format!("/v1/requests?ended={LISTED}"),
     };
     let body = args.admin.ask("GET", &path, "")?;
-    let strange = |error: serde_json::Error| OperateError::Strange(error.to_string());
+    let unreadable = |error: serde_json::Error| OperateError::Unreadable(error.to_string());
     let text = match (args.json, &args.request_id) {
         (true, _) => body + "\n",
-        (false, Some(_)) => waterfall(&serde_json::from_str(&body).map_err(strange)?),
+        (false, Some(_)) => waterfall(&serde_json::from_str(&body).map_err(unreadable)?),
         (false, None) => {
-            list(&serde_json::from_str::<Vec<ExplainedRequest>>(&body).map_err(strange)?)
+            list(&serde_json::from_str::<Vec<ExplainedRequest>>(&body).map_err(unreadable)?)
         }
     };
     // A closed stdout (EPIPE) is ignored.
@@ -243,7 +243,7 @@ fn candidates(candidates: &[ExplainedCandidate], paint: Paint) -> String {
             (true, ..) => "chosen",
             (_, false, ..) => "not usable",
             (_, _, false, _) => "at its prefill backlog bound",
-            (_, _, _, false) => "no room for a stream",
+            (_, _, _, false) => "no capacity for a stream",
             _ => "",
         };
         let line = format!(

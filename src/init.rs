@@ -1,4 +1,4 @@
-//! `tidegate init URL…`: writes the configuration that `serve URL…` would run with.
+//! `tidegate init URL…`: writes the configuration that `serve URL…` infers.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use tidegate_settings::Settings;
 
 use crate::discover::{Discovery, ListenArgs};
 
-/// Write a configuration for running engines: asks each one what it is.
+/// Write a configuration inferred from the reports of running engines.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]

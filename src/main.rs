@@ -3,7 +3,7 @@
 #![allow(
     clippy::disallowed_types,
     clippy::disallowed_methods,
-    reason = "the command line reads files and asks a running proxy"
+    reason = "the command line reads files and queries a running proxy"
 )]
 
 mod ask;
@@ -50,7 +50,7 @@ enum Command {
     Sidecar(Box<sidecar::Args>),
     /// Check a configuration and print each error on its own line
     Check(check::Args),
-    /// Check engines, hand-offs and this machine; each line says what to do
+    /// Check engines, hand-offs and this machine, with advice for each failed check
     Doctor(doctor::Args),
     /// Run an emulated fleet, the proxy and a load in one process
     Demo(demo::Args),
@@ -64,7 +64,7 @@ enum Command {
     Status(operate::StatusArgs),
     /// Show the fleet of a running proxy, live
     Top(top::Args),
-    /// Show where a request spent its time, and why it went there
+    /// Show where a request spent its time, and how it was placed
     Explain(explain::Args),
     /// Set a backend's role temporarily; the planner resumes control afterwards
     Flip(operate::FlipArgs),

@@ -32,7 +32,7 @@ pub fn completions(args: &CompletionsArgs, mut command: clap::Command) -> io::Re
 /// Writes the manual pages.
 pub fn man(args: &ManArgs, command: clap::Command) -> io::Result<()> {
     let mut command = command;
-    // Fills in what subcommands inherit.
+    // Adds the inherited arguments to the subcommands.
     command.build();
     match &args.output {
         None => printed(&page(&command)?),

@@ -100,7 +100,7 @@ pub enum OperateError {
         address: String,
         source: std::io::Error,
     },
-    /// A file that an option names.
+    /// A file given by an option cannot be used.
     #[error("cannot use {path}: {problem}")]
     File {
         /// The file's path.
@@ -113,9 +113,9 @@ pub enum OperateError {
     /// The proxy rejected the request.
     #[error("{0}")]
     Refused(String),
-    /// The response does not come from tidegate.
-    #[error("the answer is not tidegate's: {0}")]
-    Strange(String),
+    /// The response cannot be parsed.
+    #[error("the response is not from tidegate's admin API: {0}")]
+    Unreadable(String),
 }
 
 /// `/v1/fleet`, as far as the command line shows it.
@@ -171,11 +171,11 @@ pub fn flip(args: &FlipArgs) -> Result<(), OperateError> {
     let (name, role) = (&args.backend, args.role);
     say(&match changed.held_seconds {
         Some(left) => format!(
-            "{name} is {role} for {}, then the planner decides again; `tidegate unpin {name}` ends it",
+            "{name} is {role} for {}, then the planner resumes control; `tidegate unpin {name}` ends it early",
             span(left)
         ),
         None => {
-            format!("{name} is {role} and stays so: it is pinned, until `tidegate unpin {name}`")
+            format!("{name} is {role} and remains pinned until `tidegate unpin {name}`")
         }
     });
     Ok(())
@@ -186,7 +186,7 @@ pub fn pin(args: &RoleArgs) -> Result<(), OperateError> {
     let body = serde_json::json!({ "role": args.role, "pin": true });
     let (_, answer) = args.admin.change(&args.backend, &body)?;
     let (name, role) = (&args.backend, args.role);
-    let words = format!("{name} is {role} and stays so until `tidegate unpin {name}`");
+    let words = format!("{name} is {role} and pinned until `tidegate unpin {name}`");
     say(if args.json { &answer } else { &words });
     Ok(())
 }
@@ -194,7 +194,7 @@ pub fn pin(args: &RoleArgs) -> Result<(), OperateError> {
 /// `tidegate unpin`
 pub fn unpin(args: &BackendArgs) -> Result<(), OperateError> {
     let (_, answer) = args.admin.change(&args.backend, &serde_json::json!({ "pin": false }))?;
-    let words = format!("{} is the planner's again", args.backend);
+    let words = format!("{} is returned to the planner", args.backend);
     say(if args.json { &answer } else { &words });
     Ok(())
 }
@@ -213,11 +213,11 @@ fn seconds(text: &str) -> Result<f64, String> {
         "m" | "min" => 60.0,
         "h" => 3600.0,
         "d" => 86_400.0,
-        _ => return Err("90s, 10m or 2h".to_owned()),
+        _ => return Err("expected a time such as 90s, 10m or 2h".to_owned()),
     };
     match number.parse::<f64>() {
         Ok(number) if number > 0.0 && number.is_finite() => Ok(number * unit),
-        _ => Err("90s, 10m or 2h".to_owned()),
+        _ => Err("expected a time such as 90s, 10m or 2h".to_owned()),
     }
 }
 
@@ -229,7 +229,7 @@ fn span(seconds: f64) -> String {
     }
 }
 
-/// What a change of a role answers.
+/// Answer to a role change.
 #[derive(Deserialize)]
 struct Changed {
     held_seconds: Option<f64>,
@@ -237,7 +237,7 @@ struct Changed {
 
 fn table(body: &str) -> Result<String, OperateError> {
     let fleet: FleetStatus =
-        serde_json::from_str(body).map_err(|error| OperateError::Strange(error.to_string()))?;
+        serde_json::from_str(body).map_err(|error| OperateError::Unreadable(error.to_string()))?;
     let ready = if fleet.ready { "ready" } else { "not ready" };
     let mut text = format!(
         "plan {}, {} live requests, {} waiting, {ready}\n{:<20} {:<9} {:<10} {:<8} {:>10} {:>5} {:>8} {:>10}  url",
@@ -284,7 +284,7 @@ impl Admin {
         &self.admin
     }
 
-    /// Changes a role; returns the answer as read and as sent.
+    /// Changes a role; returns the answer parsed and as text.
     fn change(
         &self,
         backend: &str,
@@ -293,7 +293,7 @@ impl Admin {
         let path = format!("/v1/backends/{backend}/role");
         let answer = self.ask("POST", &path, &body.to_string())?;
         let changed = serde_json::from_str(&answer);
-        let changed = changed.map_err(|error| OperateError::Strange(error.to_string()))?;
+        let changed = changed.map_err(|error| OperateError::Unreadable(error.to_string()))?;
         Ok((changed, answer))
     }
 
@@ -322,9 +322,9 @@ impl Admin {
             false => exchange(stream, &request),
         };
         let answer = answer.map_err(unreachable)?;
-        let strange = || OperateError::Strange(answer.chars().take(80).collect());
-        let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(strange)?;
-        let status = head.split(' ').nth(1).ok_or_else(strange)?;
+        let unreadable = || OperateError::Unreadable(answer.chars().take(80).collect());
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(unreadable)?;
+        let status = head.split(' ').nth(1).ok_or_else(unreadable)?;
         match status {
             "200" => Ok(body.to_owned()),
             _ => Err(OperateError::Refused(reason(body))),
@@ -366,7 +366,7 @@ fn exchange(mut stream: impl Read + Write, request: &str) -> std::io::Result<Str
     stream.flush()?;
     let mut answer = String::new();
     match stream.read_to_string(&mut answer) {
-        // The server closes without a TLS close_notify; Content-Length tells if the body is whole.
+        // The server closes without a TLS close_notify, which rustls reports as an unexpected EOF.
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(answer),
         Err(error) => Err(error),
         Ok(_) => Ok(answer),

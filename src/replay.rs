@@ -72,22 +72,22 @@ pub enum ReplayError {
     /// A file.
     #[error("{path}: {source}")]
     File { path: PathBuf, source: std::io::Error },
-    /// A trace.
+    /// A trace cannot be parsed.
     #[error("{path}: {source}")]
     Trace { path: PathBuf, source: TraceError },
     /// A file without requests.
     #[error("{0} has no requests")]
     Empty(PathBuf),
-    /// The trace at the chosen rate.
+    /// The trace cannot be replayed at the chosen rate.
     #[error(transparent)]
     Unusable(#[from] UnusableTrace),
-    /// The target.
+    /// The target is invalid.
     #[error(transparent)]
     Target(#[from] TargetError),
-    /// The runtime.
+    /// The runtime cannot start.
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
-    /// The arguments.
+    /// An argument is invalid.
     #[error("{0}")]
     Arguments(String),
 }
@@ -228,7 +228,7 @@ pub fn run(args: Args) -> Result<(), ReplayError> {
     }
     if seen.late_max() > LATE {
         eprintln!(
-            "a request was sent {} late: this machine is too slow for the load",
+            "a request was sent {} late: this machine cannot generate the load in time",
             seen.late_max()
         );
     }
@@ -293,7 +293,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_unknown_is_a_dash_and_not_a_number() {
+    fn an_unknown_value_is_shown_as_a_dash() {
         assert_eq!((millis(f64::NAN, 0), share(f64::NAN)), ("-".to_owned(), "-".to_owned()));
         assert_eq!((millis(0.0125, 1), share(0.5)), ("12.5ms".to_owned(), "0.500".to_owned()));
     }

@@ -17,7 +17,7 @@ pub struct Screen {
     pub queue: ChartSeries,
     pub ttft: ChartSeries,
     pub tpot: ChartSeries,
-    /// Share of requests in time, 0 to 1.
+    /// Share of requests that met their targets, 0 to 1.
     pub attainment: ChartSeries,
     /// Role changes, the latest first, one sentence each.
     pub flips: Vec<String>,
@@ -34,12 +34,12 @@ pub struct EngineRow {
     pub role: Role,
     /// Prefill backlog or streams as a share of the engine's limit, 0 to 1.
     pub load: f64,
-    /// That load in words.
+    /// The load as text.
     pub detail: String,
     /// Share of its KV memory in use, 0 to 1.
     pub kv: f64,
-    /// Reason for which it is not healthy; empty if it is.
-    pub trouble: String,
+    /// Reason why the engine is not healthy; empty if it is healthy.
+    pub problem: String,
 }
 
 /// A value over time.
@@ -57,7 +57,7 @@ pub struct ChartSeries {
 const KEPT: usize = 600;
 
 impl ChartSeries {
-    /// With a target.
+    /// Creates an empty series with a target.
     pub fn with_target(target: f64) -> ChartSeries {
         ChartSeries { target: Some(target), ..ChartSeries::default() }
     }
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_series_is_bounded_and_knows_its_target() {
+    fn a_series_is_bounded_and_compared_with_its_target() {
         let mut series = ChartSeries::with_target(1.0);
         assert!(!series.misses() && series.now().is_none());
         for at in 0..=KEPT {

@@ -10,8 +10,8 @@ use crate::init;
 
 /// Run the proxy.
 ///
-/// With URLs instead of a file the engines are asked what they are; the inferred configuration is
-/// printed, and `tidegate init` writes it.
+/// With URLs instead of a file the configuration is inferred from the engines' reports and printed;
+/// `tidegate init` writes it to a file.
 ///
 /// SIGTERM: readiness fails at once, new requests are served for server.linger_seconds, then the
 /// listeners close and requests in flight drain. SIGHUP: certificates and the settings of the file

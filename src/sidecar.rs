@@ -25,13 +25,13 @@ pub struct Args {
     /// Port of the prefill engines' side channel, for --kv-connector offloading
     #[arg(long, default_value_t = 7777, env = "P2P_CONNECTOR_PORT", value_name = "PORT")]
     p2p_connector_port: u16,
-    /// Follow prefill targets of the InferencePool only
+    /// Accept only prefill targets of the InferencePool
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     enable_ssrf_protection: bool,
     /// The InferencePool, for --enable-ssrf-protection
     #[arg(long, env = "INFERENCE_POOL", value_name = "[NAMESPACE/]NAME")]
     inference_pool: Option<String>,
-    /// Networks of the gateways whose headers are followed
+    /// Networks of the gateways whose headers are accepted
     #[arg(long, value_delimiter = ',', default_values = PRIVATE, value_name = "NETWORK")]
     trusted_peers: Vec<String>,
     /// Choose at random among several prefill targets
@@ -40,7 +40,7 @@ pub struct Args {
     /// Further attempts of a prefill after 502, 503, 504 and failed connections
     #[arg(long, default_value_t = 0, value_name = "N")]
     prefill_max_retries: u32,
-    /// Delay before each, for example 200ms
+    /// Delay before each further attempt, for example 200ms
     #[arg(long, default_value = "200ms", value_parser = duration, value_name = "DURATION")]
     prefill_retry_backoff: f64,
     /// Serve TLS with the certificate in --cert-path
@@ -58,10 +58,10 @@ pub struct Args {
     /// Data-parallel ranks of the engine; only 1 is supported
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1))]
     data_parallel_size: u32,
-    /// Verbosity as of pd-sidecar: 4 and more logs at level debug
+    /// Verbosity as in pd-sidecar; 4 and above log at level debug
     #[arg(long, short, default_value_t = 0)]
     v: u8,
-    /// Print the configuration that the flags stand for, and exit
+    /// Print the equivalent configuration and exit
     #[arg(long)]
     print_config: bool,
 }
@@ -71,7 +71,7 @@ pub struct Args {
 enum KvConnector {
     /// vLLM's NixlConnector
     Nixlv2,
-    /// A store that the engines share
+    /// A KV store shared by the engines
     SharedStorage,
     /// SGLang's disaggregation
     Sglang,
@@ -79,7 +79,7 @@ enum KvConnector {
     Offloading,
 }
 
-/// Networks of pods and of this host. pd-sidecar follows the headers of any peer.
+/// Networks of pods and of this host. pd-sidecar accepts the headers of any peer.
 const PRIVATE: [&str; 7] = [
     "10.0.0.0/8",
     "172.16.0.0/12",
@@ -113,7 +113,7 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     }
     let settings = Settings::parse(&text).map_err(|problems| {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        format!("the flags give a configuration that cannot be used:\n{}", lines.join("\n"))
+        format!("the flags result in an invalid configuration:\n{}", lines.join("\n"))
     })?;
     let _log = tidegate_proxy::log::init(&settings.log);
     tidegate_proxy::run(&settings, Listeners::Own, None, |addresses| {
@@ -122,7 +122,7 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The configuration that the flags stand for, in TOML.
+/// Returns the equivalent configuration in TOML.
 fn config(args: &Args) -> Result<String, String> {
     let mut text = format!("[server]\nlisten = [\"[::]:{}\"]\n", args.port);
     if args.secure_serving {
@@ -135,7 +135,7 @@ fn config(args: &Args) -> Result<String, String> {
     add(&mut text, format_args!("[admin]\nlisten = \"[::]:{}\"\n", args.metrics_port));
     let level = if args.v >= 4 { "debug" } else { "info" };
     add(&mut text, format_args!("[log]\nlevel = \"{level}\"\n"));
-    // A sidecar has one engine, so that there is no other to retry on.
+    // A sidecar has one engine: a retry has no other backend.
     add(&mut text, format_args!("[retry]\nattempts = 1\n"));
     if let Some(idle) = args.max_idle_conns_per_host {
         add(&mut text, format_args!("[upstream]\nidle_per_backend_max = {idle}\n"));
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_flags_of_pd_sidecar_are_taken() {
+    fn the_flags_of_pd_sidecar_are_accepted() {
         let settings = settings(&[
             "--port=8001",
             "--vllm-port=8201",
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn the_manifest_for_llm_d_has_flags_that_are_taken() {
+    fn the_flags_in_the_manifest_for_llm_d_are_accepted() {
         let manifest = include_str!("../deploy/kustomize/overlays/llm-d/decode.yaml");
         let args = manifest.split("- sidecar\n").nth(1).unwrap();
         let flags: Vec<&str> =
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_is_refused() {
+    fn unsupported_flags_are_refused() {
         for (flags, problem) in [
             (&["--secure-serving"][..], "--cert-path"),
             (&[], "--cert-path"),

@@ -66,8 +66,8 @@ pub struct Args {
     /// Maximum prompt length in tokens; longer prompts are truncated
     #[arg(long, default_value_t = 32_000, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
     prompt_max: u64,
-    /// Count the KV of the full output from the start, in memory and in step times, as the
-    /// table of docs/spec/engine-model.md#whole-answers appears to; for comparison with it
+    /// Count the KV of the full output from the start, in memory and in step times, for comparison with
+    /// the table of docs/spec/engine-model.md#whole-answers
     #[arg(long)]
     whole_answers: bool,
     /// Engines switch roles themselves, as SGLang's do: they drain, are unavailable for this long
@@ -95,7 +95,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Most agent sessions per second: half a million requests.
+/// Most agent sessions per second; about half a million requests in total.
 const AGENTS_MAX: f64 = 20.0;
 /// Longest target and role switch, in seconds.
 const DAY: f64 = 86_400.0;
@@ -107,13 +107,13 @@ const AGENTS_SEED: u64 = 1;
 /// Failure of a simulation.
 #[derive(Debug, Error)]
 pub enum SimulateError {
-    /// A trace.
+    /// A trace cannot be read.
     #[error(transparent)]
     Trace(#[from] ReplayError),
-    /// The trace at one of the rates.
+    /// The trace cannot be simulated at one of the rates.
     #[error(transparent)]
     Unusable(#[from] UnusableTrace),
-    /// The arguments.
+    /// An argument is invalid.
     #[error("{0}")]
     Arguments(String),
     /// The report cannot be written.
@@ -153,7 +153,7 @@ pub fn run(args: Args) -> Result<(), SimulateError> {
     }
     let runs = run_all(&trace, &cells, &config);
     if let Some(path) = &args.report {
-        let page = drawn(&args, &trace, &config, &runs);
+        let page = report_page(&args, &trace, &config, &runs);
         std::fs::write(path, page)?;
     }
     match args.json {
@@ -165,8 +165,8 @@ pub fn run(args: Args) -> Result<(), SimulateError> {
     }
 }
 
-/// The timeline shows tidegate's run at the last rate, else the last run.
-fn drawn(args: &Args, trace: &Trace, config: &SimConfig, runs: &[Run]) -> String {
+/// Returns the HTML report. Its timeline shows tidegate's run at the last rate, else the last run.
+fn report_page(args: &Args, trace: &Trace, config: &SimConfig, runs: &[Run]) -> String {
     let names = file_names(&args.trace);
     let tidegate = Policy::Tidegate.to_string();
     let ours = runs.iter().rev().find(|run| run.report.policy == tidegate);
@@ -181,7 +181,8 @@ fn config(args: &Args) -> Result<SimConfig, SimulateError> {
     let engines = usize::from(args.engines);
     for policy in &args.policy {
         if !policy.runs_on(engines) {
-            let problem = format!("{policy} leaves one side of {engines} engines empty");
+            let problem =
+                format!("{policy} leaves {engines} engines without a prefill or a decode engine");
             return Err(SimulateError::Arguments(problem));
         }
     }
@@ -190,7 +191,7 @@ fn config(args: &Args) -> Result<SimConfig, SimulateError> {
     let itl = args.slo_itl.map(|itl| duration("--slo-itl", itl)).transpose()?;
     let switch = args.switch.map(|switch| duration("--switch", switch)).transpose()?;
     if switch.is_some() && engines < 2 {
-        return Err(SimulateError::Arguments("--switch needs two engines at least".to_owned()));
+        return Err(SimulateError::Arguments("--switch needs at least two engines".to_owned()));
     }
     let tidegate = TidegateParams { switch, ..TidegateParams::default() };
     let slo = Slo { ttft, tpot, itl };
@@ -205,7 +206,7 @@ fn profiles(args: &Args) -> Result<(Profile, Option<Profile>), SimulateError> {
     let named = |name: &String| -> Result<Profile, SimulateError> {
         let known = || Profile::ALL.map(|profile| profile.name).join(", ");
         let profile = Profile::named(name).ok_or_else(|| {
-            let problem = format!("no profile is called {name:?}; there are {}", known());
+            let problem = format!("unknown profile {name:?}; known profiles: {}", known());
             SimulateError::Arguments(problem)
         })?;
         let profile = args.chunk.map_or(profile, |chunk| profile.with_chunk(Tokens(chunk)));

@@ -15,7 +15,7 @@ use crate::terminal::has_colours;
 /// Show the fleet of a running proxy, live: pools, engines, queue, latencies against their targets,
 /// and the last role changes.
 ///
-/// q, Esc or Ctrl-C ends it. Without a terminal one line is written per reading.
+/// q, Esc or Ctrl-C ends the view. Without a terminal one line is written per reading.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -180,22 +180,22 @@ impl FleetReading {
 
     /// One line of JSON; numbers are those of the answers.
     fn json(&self) -> Result<String, OperateError> {
-        let flips: Vec<&RawValue> = serde_json::from_str(&self.flips).map_err(strange)?;
+        let flips: Vec<&RawValue> = serde_json::from_str(&self.flips).map_err(unreadable)?;
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let line = ReadingLine {
             at: since.as_secs_f64(),
-            fleet: serde_json::from_str(&self.fleet).map_err(strange)?,
-            targets: serde_json::from_str(&self.targets).map_err(strange)?,
+            fleet: serde_json::from_str(&self.fleet).map_err(unreadable)?,
+            targets: serde_json::from_str(&self.targets).map_err(unreadable)?,
             flips: flips.into_iter().rev().take(FLIPS).collect(),
         };
-        serde_json::to_string(&line).map_err(strange)
+        serde_json::to_string(&line).map_err(unreadable)
     }
 
     /// Puts the answers on the screen.
     fn put(&self, address: &str, screen: &mut Screen) -> Result<(), OperateError> {
-        let fleet: FleetStatus = serde_json::from_str(&self.fleet).map_err(strange)?;
-        let targets: TargetsAnswer = serde_json::from_str(&self.targets).map_err(strange)?;
-        let flips: Vec<FlipEntry> = serde_json::from_str(&self.flips).map_err(strange)?;
+        let fleet: FleetStatus = serde_json::from_str(&self.fleet).map_err(unreadable)?;
+        let targets: TargetsAnswer = serde_json::from_str(&self.targets).map_err(unreadable)?;
+        let flips: Vec<FlipEntry> = serde_json::from_str(&self.flips).map_err(unreadable)?;
         let ready = if fleet.ready { "ready" } else { "NOT READY" };
         screen.title = format!(
             "tidegate top  {address}  plan {}, {ready}, {} in flight",
@@ -216,8 +216,8 @@ impl FleetReading {
     }
 }
 
-fn strange(error: serde_json::Error) -> OperateError {
-    OperateError::Strange(error.to_string())
+fn unreadable(error: serde_json::Error) -> OperateError {
+    OperateError::Unreadable(error.to_string())
 }
 
 /// The values of the model with the most requests.
@@ -236,7 +236,7 @@ fn latencies(targets: &TargetsAnswer, screen: &mut Screen) {
 fn engine(backend: BackendStatus, ttft: f64) -> EngineRow {
     let share = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
     let prefills = backend.role == Role::Prefill;
-    let trouble = match backend.health.as_str() {
+    let problem = match backend.health.as_str() {
         "up" => backend.misfits.first().cloned().unwrap_or_default(),
         other => other.to_owned(),
     };
@@ -252,7 +252,7 @@ fn engine(backend: BackendStatus, ttft: f64) -> EngineRow {
         },
         kv: share(backend.kv_tokens as f64, backend.kv_capacity_tokens as f64),
         name: backend.name,
-        trouble,
+        problem,
     }
 }
 

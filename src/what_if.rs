@@ -1,5 +1,5 @@
-//! The simulator behind `POST /v1/what-if`: the engine model with the costs that the proxy has
-//! learned, over the arrivals that it has seen.
+//! The simulator behind `POST /v1/what-if`: the engine model with the proxy's learned costs, on the
+//! arrivals that the proxy recorded.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use tidegate_proxy::what_if::{Simulator, WhatIfOutcome, WhatIfOutcomes, WhatIfSc
 use tidegate_sim::{Arrival, Policy, Profile, Run, SimConfig, Trace, simulate};
 use tidegate_types::{Seconds, Tokens};
 
-/// After this time no further run is begun. A run of 20,000 arrivals takes about a second.
+/// Time after which no further run starts. A run of 20,000 arrivals takes about a second.
 const TIME_MAX: Duration = Duration::from_secs(20);
 /// Virtual time after the last arrival. A request that has not ended by then has missed its targets.
 const DRAIN: Seconds = Seconds(60.0);
@@ -83,10 +83,14 @@ fn cells(scenario: &WhatIfScenario) -> Result<Vec<(usize, Policy)>, String> {
         for name in &scenario.policies {
             let policy: Policy = name.parse().map_err(|error| format!("{error}"))?;
             if policy == Policy::Bound {
-                return Err("bound is no policy that runs".to_owned());
+                return Err(
+                    "bound is an upper bound, not a policy that can be simulated".to_owned()
+                );
             }
             if !policy.runs_on(*engines) {
-                return Err(format!("{name} leaves one side of {engines} engines empty"));
+                return Err(format!(
+                    "{name} leaves {engines} engines without a prefill or a decode engine"
+                ));
             }
             cells.push((*engines, policy));
         }
@@ -104,7 +108,7 @@ fn trace(scenario: &WhatIfScenario) -> Trace {
     Trace { arrivals: scenario.arrivals.iter().map(arrival).collect() }
 }
 
-/// The profile whose cost models are those that the proxy has learned.
+/// Returns the profile with the learned cost models.
 fn profile(scenario: &WhatIfScenario) -> Profile {
     let WhatIfScenario { prefill, decode, transfer, chunk, .. } = scenario;
     let t_base = prefill.base.min(decode.base);
@@ -162,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn learned_costs_give_the_profile_that_they_came_from() {
+    fn learned_costs_reproduce_the_profile_that_generated_them() {
         let (reference, made) = (Profile::default(), profile(&scenario(&[], &[])));
         for (a, b) in [
             (reference.t_base, made.t_base),
@@ -204,16 +208,16 @@ mod tests {
 
     #[test]
     fn the_best_fixed_split_is_that_of_the_simulator() {
-        let asked = scenario(&["static:best"], &[4]);
-        let done = run(&asked).unwrap();
+        let fixed = scenario(&["static:best"], &[4]);
+        let done = run(&fixed).unwrap();
         let config = SimConfig {
             engines: 4,
-            profile: profile(&asked),
-            slo: asked.slo,
+            profile: profile(&fixed),
+            slo: fixed.slo,
             drain: DRAIN,
             ..SimConfig::default()
         };
-        let best = simulate(&trace(&asked), 1.0, Policy::BestStatic, &config);
+        let best = simulate(&trace(&fixed), 1.0, Policy::BestStatic, &config);
         assert_eq!(
             (done.outcomes[0].split, &*done.outcomes[0].policy),
             (best.split, "static:best")

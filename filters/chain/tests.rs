@@ -90,83 +90,70 @@ fn chat(model: &str, words: usize) -> Json {
     json!({"model": model, "messages": [{"role": "user", "content": content}]})
 }
 
+/// Asserts the refusal of a request by a chain with keys: status, type and parameter.
+#[track_caller]
+fn refused(sent: &Sent, status: u16, kind: &str, param: Option<&str>) {
+    let error = sent.admit(&keyed(), &directory()).unwrap_err();
+    let seen = (error.status, error.kind, error.param);
+    assert_eq!(seen, (status, kind, param), "{} {}: {error}", sent.path, sent.body);
+}
+
+fn keyed_chat(body: &str) -> Sent {
+    Sent::post(CHAT, body).with(KEY)
+}
+
+const INVALID: &str = "invalid_request_error";
+const NOT_FOUND: &str = "not_found_error";
+
 #[test]
-fn each_refusal_has_its_status_type_and_parameter() {
-    let invalid = "invalid_request_error";
+fn requests_without_a_valid_key_are_refused() {
     let hello = chat("tiny", 1).to_string();
-    let with_body = |body: &str| Sent::post(CHAT, body).with(KEY);
-    let get = |path| Sent { method: Method::GET, ..Sent::post(path, "").with(KEY) };
-    let completion = |body: Json| Sent::post(COMPLETIONS, body).with(KEY);
-    for (sent, status, kind, param) in [
-        (Sent::post(CHAT, &hello), 401, "authentication_error", None),
-        (
-            with_body(&hello).with(&[("authorization", "Bearer sk-re")]),
-            401,
-            "authentication_error",
-            None,
-        ),
-        (
-            with_body(&hello).with(&[("authorization", "Basic sk-red")]),
-            401,
-            "authentication_error",
-            None,
-        ),
-        (
-            with_body(&hello).with(&[("authorization", "Bearer ")]),
-            401,
-            "authentication_error",
-            None,
-        ),
-        (with_body(&hello).with(&[("x-api-key", "")]), 401, "authentication_error", None),
+    for sent in [
+        Sent::post(CHAT, &hello),
+        keyed_chat(&hello).with(&[("authorization", "Bearer sk-re")]),
+        keyed_chat(&hello).with(&[("authorization", "Basic sk-red")]),
+        keyed_chat(&hello).with(&[("authorization", "Bearer ")]),
+        keyed_chat(&hello).with(&[("x-api-key", "")]),
         // Order: without a key, paths are not revealed; without a known path, methods are not.
-        (Sent::post("/nowhere", "{"), 401, "authentication_error", None),
-        (get("/nowhere"), 404, "not_found_error", None),
-        (get(CHAT), 405, invalid, None),
-        (Sent::post("/v1/models", "").with(KEY), 405, invalid, None),
-        (with_body(&" ".repeat(201)), 413, invalid, None),
-        (with_body(&hello).with(LONG), 413, invalid, None),
-        (with_body(&hello).with(ZIPPED), 415, invalid, Some("content-encoding")),
-        (with_body(""), 400, invalid, None),
-        (with_body("{"), 400, invalid, None),
-        (with_body("[]"), 400, invalid, None),
-        (
-            with_body(r#"{"model": "\ud800", "messages": []}"#),
-            404,
-            "not_found_error",
-            Some("model"),
-        ),
-        (with_body(&chat("nope", 1).to_string()), 404, "not_found_error", Some("model")),
-        (
-            completion(json!({"model": "nope", "prompt": "x"})),
-            404,
-            "not_found_error",
-            Some("model"),
-        ),
-        (with_body(&chat("tiny", 29).to_string()), 400, invalid, Some("messages")),
-        (
-            completion(json!({"model": "tiny", "prompt": "a b ".repeat(16)})),
-            400,
-            invalid,
-            Some("prompt"),
-        ),
-        (completion(json!({"model": "tiny", "prompt": vec![7; 32]})), 400, invalid, Some("prompt")),
-        (
-            completion(json!({"model": "tiny", "prompt": ["a", "a b ".repeat(16)]})),
-            400,
-            invalid,
-            Some("prompt"),
-        ),
-        (
-            completion(json!({"model": "tiny", "prompt": "a", "max_tokens": 33})),
-            400,
-            invalid,
-            Some("max_tokens"),
-        ),
+        Sent::post("/nowhere", "{"),
     ] {
-        let error = sent.admit(&keyed(), &directory()).unwrap_err();
-        let seen = (error.status, error.kind, error.param);
-        assert_eq!(seen, (status, kind, param), "{} {}: {error}", sent.path, sent.body);
+        refused(&sent, 401, "authentication_error", None);
     }
+}
+
+#[test]
+fn paths_methods_and_bodies_are_refused_by_their_status() {
+    let hello = chat("tiny", 1).to_string();
+    let get = |path| Sent { method: Method::GET, ..Sent::post(path, "").with(KEY) };
+    refused(&get("/nowhere"), 404, NOT_FOUND, None);
+    refused(&get(CHAT), 405, INVALID, None);
+    refused(&Sent::post("/v1/models", "").with(KEY), 405, INVALID, None);
+    refused(&keyed_chat(&" ".repeat(201)), 413, INVALID, None);
+    refused(&keyed_chat(&hello).with(LONG), 413, INVALID, None);
+    refused(&keyed_chat(&hello).with(ZIPPED), 415, INVALID, Some("content-encoding"));
+    for body in ["", "{", "[]"] {
+        refused(&keyed_chat(body), 400, INVALID, None);
+    }
+}
+
+#[test]
+fn unknown_models_and_exceeded_context_lengths_name_their_parameter() {
+    let completion = |body: Json| Sent::post(COMPLETIONS, body).with(KEY);
+    let unpaired = r#"{"model": "\ud800", "messages": []}"#;
+    for sent in [
+        keyed_chat(unpaired),
+        keyed_chat(&chat("nope", 1).to_string()),
+        completion(json!({"model": "nope", "prompt": "x"})),
+    ] {
+        refused(&sent, 404, NOT_FOUND, Some("model"));
+    }
+    refused(&keyed_chat(&chat("tiny", 29).to_string()), 400, INVALID, Some("messages"));
+    for prompt in [json!("a b ".repeat(16)), json!(vec![7; 32]), json!(["a", "a b ".repeat(16)])] {
+        let sent = completion(json!({"model": "tiny", "prompt": prompt}));
+        refused(&sent, 400, INVALID, Some("prompt"));
+    }
+    let long_output = completion(json!({"model": "tiny", "prompt": "a", "max_tokens": 33}));
+    refused(&long_output, 400, INVALID, Some("max_tokens"));
 }
 
 #[test]

@@ -178,7 +178,7 @@ fn engines(proxy: &Proxy, slo: &Slo) -> Vec<EngineRow> {
                 _ => format!("{} streams", balance.streams),
             },
             kv: share(balance.kv.as_f64(), backend.kv_capacity().as_f64()),
-            trouble: if health == "up" { String::new() } else { health.to_owned() },
+            problem: if health == "up" { String::new() } else { health.to_owned() },
         }
     };
     proxy.fleet.backends().iter().map(engine).collect()

@@ -1,4 +1,4 @@
-//! Checks of one engine: reach, identity, ports, clock.
+//! Checks of one engine: reachability, identity, ports, clock.
 
 use std::time::{Duration, SystemTime};
 use tidegate_engine::EngineKind;
@@ -49,17 +49,21 @@ pub async fn check(
 }
 
 fn kind(backend: &BackendSettings, identity: &Identity, report: &mut DoctorReport) {
-    let (said, told) = (backend.kind(), identity.kind);
+    let (configured, reported) = (backend.kind(), identity.kind);
     let version = identity.facts.version.as_deref().unwrap_or("of unknown version");
-    let detail = format!("{} {version}", told.as_str());
+    let detail = format!("{} {version}", reported.as_str());
     let name = &backend.name;
-    if said != told && said != EngineKind::Plain && told != EngineKind::Plain {
-        let detail = format!("{detail}, but the settings say {}", said.as_str());
-        let advice = format!("engine = \"{}\"", told.as_str());
+    if configured != reported && configured != EngineKind::Plain && reported != EngineKind::Plain {
+        let detail = format!("{detail}, but the settings have {}", configured.as_str());
+        let advice = format!("engine = \"{}\"", reported.as_str());
         return report.error(name, "engine", detail, &advice);
     }
-    if backend.version.as_ref().is_some_and(|said| identity.facts.version.as_ref() != Some(said)) {
-        let detail = format!("{detail}, but the settings say {:?}", backend.version);
+    if backend
+        .version
+        .as_ref()
+        .is_some_and(|configured| identity.facts.version.as_ref() != Some(configured))
+    {
+        let detail = format!("{detail}, but the settings have {:?}", backend.version);
         return report.error(name, "engine", detail, "correct version, or upgrade the engine");
     }
     report.ok(name, "engine", detail);
@@ -67,7 +71,7 @@ fn kind(backend: &BackendSettings, identity: &Identity, report: &mut DoctorRepor
 
 fn connector(backend: &BackendSettings, identity: &Identity, report: &mut DoctorReport) {
     let name = &backend.name;
-    let said = match backend.connector {
+    let configured = match backend.connector {
         Connector::None => None,
         // The metrics of pull and push have the same names.
         Connector::Nixl | Connector::NixlPush => Some("nixl"),
@@ -77,35 +81,43 @@ fn connector(backend: &BackendSettings, identity: &Identity, report: &mut Doctor
         Connector::Bootstrap => Some("bootstrap"),
         Connector::Transceiver => Some("transceiver"),
     };
-    let told = identity.connector.map(|told| if told == "nixl_push" { "nixl" } else { told });
-    match (said, told) {
-        (None, None) => report.ok(name, "connector", "none: it gets whole requests"),
-        (said, told) if said == told => report.ok(name, "connector", said.unwrap_or_default()),
-        (None, Some(told)) => report.warn(
+    let reported =
+        identity.connector.map(|reported| if reported == "nixl_push" { "nixl" } else { reported });
+    match (configured, reported) {
+        (None, None) => report.ok(name, "connector", "none: all requests run colocated"),
+        (configured, reported) if configured == reported => {
+            report.ok(name, "connector", configured.unwrap_or_default())
+        }
+        (None, Some(reported)) => report.warn(
             name,
             "connector",
-            format!("the engine has {told}, the settings have none: it gets whole requests"),
-            &format!("connector = \"{told}\""),
+            format!(
+                "the engine has {reported}, the settings have none: all requests run colocated"
+            ),
+            &format!("connector = \"{reported}\""),
         ),
         // No metric shows these connectors.
-        (Some(said @ ("offloading" | "shared_store")), None) => {
-            report.ok(name, "connector", format!("{said}, which the engine does not report"));
+        (Some(configured @ ("offloading" | "shared_store")), None) => {
+            report.ok(name, "connector", format!("{configured}, which the engine does not report"));
         }
-        (Some(said), told) => report.error(
+        (Some(configured), reported) => report.error(
             name,
             "connector",
-            format!("the settings say {said}, the engine shows {}", told.unwrap_or("none")),
+            format!(
+                "the settings have {configured}, the engine reports {}",
+                reported.unwrap_or("none")
+            ),
             "correct connector, or start the engine with it (--kv-transfer-config)",
         ),
     }
     if let Some(role) = &identity.kv_role {
-        let said = match backend.kv_role {
+        let configured = match backend.kv_role {
             KvRole::KvBoth => "kv_both",
             KvRole::KvProducer => "kv_producer",
             KvRole::KvConsumer => "kv_consumer",
         };
-        if role != said {
-            let detail = format!("the engine runs as {role}, the settings say {said}");
+        if role != configured {
+            let detail = format!("the engine runs as {role}, the settings have {configured}");
             report.error(name, "kv_role", detail, &format!("kv_role = \"{role}\""));
         }
     }
@@ -123,14 +135,15 @@ fn models(backend: &BackendSettings, identity: &Identity, report: &mut DoctorRep
         None => model.id.clone(),
     });
     let shown: Vec<String> = shown.collect();
-    let lacks = |said: &&String| !facts.models.iter().any(|model| model.id == **said);
-    let lacking: Vec<&str> = backend.models.iter().filter(lacks).map(String::as_str).collect();
+    let is_missing =
+        |configured: &&String| !facts.models.iter().any(|model| model.id == **configured);
+    let missing: Vec<&str> = backend.models.iter().filter(is_missing).map(String::as_str).collect();
     if shown.is_empty() {
         report.warn(name, "models", "the engine lists no model", "set models of the backend");
-    } else if lacking.is_empty() {
+    } else if missing.is_empty() {
         report.ok(name, "models", shown.join(", "));
     } else {
-        let detail = format!("it serves {}, not {}", shown.join(", "), lacking.join(", "));
+        let detail = format!("the engine serves {}, not {}", shown.join(", "), missing.join(", "));
         report.error(name, "models", detail, "correct models, or leave it out");
     }
 }
@@ -179,7 +192,7 @@ async fn clock(backend: &BackendSettings, client: &Client, report: &mut DoctorRe
     let here = SystemTime::now();
     let apart = here.duration_since(there).unwrap_or_else(|before| before.duration());
     if apart > CLOCKS + answer.took {
-        let detail = format!("{} s apart from this machine's", apart.as_secs());
+        let detail = format!("differs from this machine's by {} s", apart.as_secs());
         let advice = "synchronise the clocks (NTP): logs and leases are compared";
         return report.warn(&backend.name, "clock", detail, advice);
     }

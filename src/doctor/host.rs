@@ -39,7 +39,7 @@ pub fn check(settings: &Settings, report: &mut DoctorReport) {
     }
 }
 
-/// Each client connection may have a request with a connection of its own.
+/// Each client connection may need a second one, to an engine.
 fn open_files(settings: &Settings, report: &mut DoctorReport) {
     let Some(limit) = limit() else {
         return report.ok("host", "open files", "the limit cannot be read on this system");

@@ -84,7 +84,7 @@ impl Endpoint {
         )
     }
 
-    /// Returns whether some family can split its requests; [`crate::Family::splits`] tells which.
+    /// Returns whether some family can split its requests; see [`crate::Family::splits`].
     pub const fn can_split(self) -> bool {
         self.generates() && !matches!(self, Endpoint::OllamaChat | Endpoint::OllamaGenerate)
     }

@@ -38,7 +38,7 @@ pub enum ClientState {
     NotReading,
 }
 
-/// What the failure is evidence of.
+/// The party to which a failure is attributed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evidence {
     /// The request: it would fail on every engine.

@@ -17,7 +17,7 @@ pub struct ApiError {
     pub kind: &'static str,
     /// `error.message`
     pub message: String,
-    /// `error.param`: the faulty member of the body.
+    /// `error.param`: the invalid member of the body.
     pub param: Option<&'static str>,
     /// `error.code`: machine-readable.
     pub code: Option<&'static str>,
@@ -77,7 +77,7 @@ impl ApiError {
 
     /// 405: known path, other method.
     pub fn method_not_allowed(method: &str, path: &str, allow: &'static str) -> ApiError {
-        let message = format!("Not allowed to {method} on {path}: use {allow}.");
+        let message = format!("Method {method} is not allowed for {path}: use {allow}.");
         ApiError {
             allow: Some(allow),
             ..ApiError::new(405, INVALID, message, Some("method_not_supported"))
@@ -86,7 +86,7 @@ impl ApiError {
 
     /// 408: the body did not arrive in time.
     pub fn body_timeout() -> ApiError {
-        let message = "The request body came too slowly.".to_owned();
+        let message = "The request body was not received in time.".to_owned();
         ApiError::new(408, INVALID, message, Some("request_timeout"))
     }
 
@@ -154,7 +154,7 @@ impl ApiError {
     /// 504: the request reached its queue deadline.
     pub fn queue_deadline(waited: Seconds) -> ApiError {
         let message = format!(
-            "No backend had room within {:.1} s. Retry later.",
+            "No backend had capacity within {:.1} s. Retry later.",
             waited.max(Seconds::ZERO).get()
         );
         ApiError::new(504, "timeout_error", message, Some("queue_deadline"))

@@ -21,8 +21,8 @@ pub struct TrialRequest {
 }
 
 impl TrialRequest {
-    /// A completion of two tokens for `model`, with a prompt of about `words` tokens that begins with `id`:
-    /// no prefix cache holds it if `id` is random.
+    /// Returns a completion of two tokens for `model`, with a prompt of about `words` tokens that begins
+    /// with `id`. With a random `id` no prefix cache holds it.
     ///
     /// # Errors
     /// [`JsonBodyError`] if the model's name makes the body unreadable.
@@ -34,7 +34,7 @@ impl TrialRequest {
         Ok(TrialRequest { body, scan })
     }
 
-    /// Returns its legs.
+    /// Returns the legs of the trial.
     pub fn legs(&self, family: Family, rendezvous: &RendezvousInfo<'_>) -> Legs {
         family.legs(Endpoint::Completions, &self.body, &self.scan, rendezvous)
     }
@@ -42,7 +42,7 @@ impl TrialRequest {
     /// Returns the decode leg that follows the answer to the prefill leg.
     ///
     /// # Errors
-    /// Why the answer offers no hand-off.
+    /// The reason why the answer contains no hand-off.
     pub fn decode_leg(
         &self,
         family: Family,
@@ -51,14 +51,16 @@ impl TrialRequest {
     ) -> Result<LegBody, String> {
         let handoff = family.read_prefill(answer).map_err(|error| error.to_string())?;
         if family == Family::VllmNixl && handoff.params.is_none() {
-            return Err("its answer has no kv_transfer_params: it has no connector".to_owned());
+            return Err(
+                "the answer has no kv_transfer_params: the engine has no connector".to_owned()
+            );
         }
         Ok(family.decode_leg(&self.body, &self.scan, &handoff, key))
     }
 }
 
-/// Returns the prompt tokens that a vLLM engine has received from others, by its metrics page; `None` if
-/// the page does not say.
+/// Returns the prompt tokens received from other engines according to a vLLM metrics page; `None` if the
+/// page lacks the metric.
 pub fn tokens_received(page: &str) -> Option<f64> {
     let rows =
         page.lines().filter(|line| line.starts_with(BY_SOURCE) && line.contains(HANDED_OVER));

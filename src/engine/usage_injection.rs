@@ -1,5 +1,5 @@
-//! Usage injection. vLLM is asked for the usage in every chunk, for exact token counts; the client
-//! receives only the usage that it requested itself. The filter also corrects the cached-token
+//! Usage injection. Requests to vLLM get the option for usage in every chunk, for exact token counts;
+//! the client receives only the usage that it requested itself. The filter also corrects the cached-token
 //! count: a decode engine reports all transferred tokens as cached, so that they are replaced by
 //! the prefill engine's count.
 //!
@@ -21,8 +21,8 @@ use crate::{ColocatedReason, Edits, Scan};
 static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""usage":"#));
 static CACHED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""cached_tokens":"#));
 static NO_CHOICES: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""choices":[]"#));
-/// Limit of a held event in bytes; a longer one passes unchanged, because usage does not come that
-/// late.
+/// Limit of a held event in bytes; a longer one passes unchanged, because usage does not occur after
+/// that many bytes.
 const HELD_MAX: usize = 1 << 20;
 
 /// Usage that the client requested.
@@ -40,8 +40,9 @@ impl UsageRequest {
     /// Reads a request's `stream_options`.
     pub fn of(scan: &Scan, body: &[u8]) -> UsageRequest {
         let options = options(scan, body);
-        let says = |key: &str| options.get(key).and_then(serde_json::Value::as_bool) == Some(true);
-        match (says("include_usage"), says("continuous_usage_stats")) {
+        let is_true =
+            |key: &str| options.get(key).and_then(serde_json::Value::as_bool) == Some(true);
+        match (is_true("include_usage"), is_true("continuous_usage_stats")) {
             (false, _) => UsageRequest::Never,
             (true, false) => UsageRequest::Final,
             (true, true) => UsageRequest::Every,

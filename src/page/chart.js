@@ -133,7 +133,7 @@ function drawSeries(series, X, Y) {
   return parts;
 }
 
-/** The values at the cursor, and the text of a mark beside it. */
+/** Returns the values at the cursor, and the text of a nearby mark. */
 function readAt(spec, x, xText, near) {
   const words = [(spec.cursorText || xText)(x)];
   for (const series of spec.series) {

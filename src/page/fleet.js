@@ -117,14 +117,14 @@ function updateEngine(card, backend) {
     ["attention", `${format.seconds(costs.prefill_attention_seconds * 1e6)} per million token pairs`],
     ["decode step", `${format.seconds(costs.decode_base_seconds)}, ${format.seconds(costs.decode_stream_seconds)} a stream, ${format.seconds(costs.decode_kv_token_seconds * 1000)} per 1,000 KV tokens`],
     ["hand-off", `${format.seconds(costs.hand_off_base_seconds)}, ${format.seconds(costs.hand_off_token_seconds * 1000)} per 1,000 tokens`],
-    ["prefix hits", `${format.percent(backend.prefix_hit_share, 0)} of the predicted ones are real`],
+    ["prefix hits", `${format.percent(backend.prefix_hit_share, 0)} of the predicted hits are real`],
     ["engine", `${backend.engine} ${backend.version || "of unknown version"}, group ${backend.group}`],
     ["address", backend.url],
   ];
   keyed(facts, rows.flatMap(([name, text]) => [{ name, tag: "dt", text: name }, { name, tag: "dd", text }]), row => row.tag + row.name, row => el(row.tag), (node, row) => setText(node, row.text));
 }
 
-/** Asks which role, for how long, and shows what will happen before anything is sent. */
+/** Opens the dialog for role and duration. It shows the consequence before a request is sent. */
 function openRoleDialog(name) {
   const backend = live.snapshot.fleet.backends.find(backend => backend.name === name);
   const dialog = document.getElementById("role-dialog"), consequence = el("p", { class: "consequence", role: "status" }), error = el("p", { class: "bad", role: "alert" });
@@ -137,8 +137,8 @@ function openRoleDialog(name) {
     const role = choice("role"), hold = choice("hold");
     const peers = live.snapshot.fleet.backends.filter(peer => peer.name !== name && peer.group === backend.group);
     const left = peers.some(peer => peer.role === backend.role || peer.role === "mixed");
-    const words = [role === backend.role ? `${name} keeps the role ${role}` : `${name} changes from ${backend.role} to ${role} for new work at once; what it has now (${format.plural(backend.streams, "stream")}, ${format.plural(backend.prefill_legs, "prompt")}) finishes there`,
-      hold === "pin" ? "the planner leaves it alone until it is released" : "then the planner decides again"];
+    const words = [role === backend.role ? `${name} keeps the role ${role}` : `${name} changes from ${backend.role} to ${role} for new work at once; its current work (${format.plural(backend.streams, "stream")}, ${format.plural(backend.prefill_legs, "prompt")}) finishes there`,
+      hold === "pin" ? "the planner does not change it until it is released" : "then the planner resumes control"];
     if (role !== backend.role && !left && ["prefill", "decode"].includes(backend.role)) words.push(`its group has no other ${backend.role} engine`);
     consequence.textContent = words.join("; ") + ".";
   }

@@ -16,7 +16,7 @@ function el(name, properties = {}, ...children) {
 }
 const svg = (name, properties = {}, ...children) => el(name, { svg: true, ...properties }, ...children);
 
-/** Sets text only where it differs, so that assistive technology sees changes only. */
+/** Sets text only where it differs, so that assistive technology announces changes only. */
 function setText(node, text) { if (node.textContent !== text) node.textContent = text; }
 
 /** Keeps one child of `parent` for each item, in order. `make` creates, `update` fills. */
@@ -67,5 +67,5 @@ const headings = (...names) => el("thead", {}, el("tr", {}, names.map(name => {
   return el("th", { scope: "col", class: right ? "n" : null, text: right ? name.slice(1) : name });
 })));
 
-/** An empty or failed view: what is missing, and what to do. */
+/** Placeholder of an empty or failed view, with the cause and advice. */
 const stateOf = (title, text) => el("div", { class: "state" }, el("strong", { text: title }), text);

@@ -41,7 +41,7 @@ const REPORT_JS: &str = concat!(
 /// Returns a self-contained page that draws `data`, a JSON object as report.js reads it. `title` is
 /// plain text.
 pub fn report(title: &str, data: &str) -> String {
-    // In JSON "<" occurs in strings only; escaped, no string can end the script element.
+    // In JSON "<" occurs in strings only. Escaped, it cannot end the script element.
     let data = data.replace('<', "\\u003c");
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -70,7 +70,7 @@ mod tests {
     fn the_dashboard_is_small_and_refers_to_nothing_outside() {
         let all = [DASHBOARD_HTML, DASHBOARD_CSS, DASHBOARD_JS].concat();
         assert!(all.len() < DASHBOARD_MAX, "{} bytes", all.len());
-        // The namespace of SVG is a name, not an address that is read.
+        // The namespace of SVG is an identifier and is not fetched.
         let all = all.replace("http://www.w3.org/2000/svg", "");
         for outside in ["http:", "https:", "//cdn", "@import", "innerHTML", "eval("] {
             assert!(!all.contains(outside), "{outside}");

@@ -1,18 +1,18 @@
 // The connection to the admin address: snapshots as server-sent events, history before them, and
-// single requests. `fetch` instead of EventSource, because that one cannot send the token.
+// single requests. `fetch` instead of EventSource, which cannot send the token.
 const live = { state: "connecting", since: null, error: null, snapshot: null, points: [], flips: [], listeners: [] };
 const pointsMax = 900, flipsMax = 2000, tokenName = "tidegate-admin-token";
-let tokenAsked = null;
+let tokenDialogOpen = null;
 
 const readToken = () => { try { return sessionStorage.getItem(tokenName); } catch { return null; } };
-const keepToken = token => { try { sessionStorage.setItem(tokenName, token); } catch { /* Asked again after a reload. */ } };
+const keepToken = token => { try { sessionStorage.setItem(tokenName, token); } catch { /* The dialog opens again after a reload. */ } };
 
-/** Sends a request with the token and returns its answer; errors carry the server's sentence. */
+/** Sends a request with the token and returns its answer; an error contains the server's message. */
 async function send(path, options = {}) {
   const headers = { ...options.headers }, token = readToken();
   if (token) headers.authorization = `Bearer ${token}`;
   const answer = await fetch(path, { cache: "no-store", ...options, headers });
-  if (answer.status === 401) { askToken(Boolean(token)); throw new Error("the admin address needs its token"); }
+  if (answer.status === 401) { openTokenDialog(Boolean(token)); throw new Error("the admin address needs its token"); }
   if (!answer.ok) {
     const text = await answer.text();
     let why = text;
@@ -24,7 +24,7 @@ async function send(path, options = {}) {
 const read = async path => (await send(path)).json();
 const post = async (path, body) => (await send(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) })).json();
 
-function tell() { for (const listener of live.listeners) listener(); }
+function notify() { for (const listener of live.listeners) listener(); }
 
 function addFlips(entries) {
   const key = flip => `${flip.at} ${flip.backend} ${flip.to}`, known = new Set(live.flips.map(key));
@@ -39,7 +39,7 @@ function takeSnapshot(snapshot) {
   live.points.splice(0, live.points.length - pointsMax);
   addFlips(snapshot.flips);
   Object.assign(live, { snapshot, state: "live", since: snapshot.at, error: null });
-  tell();
+  notify();
 }
 
 async function connect() {
@@ -61,22 +61,22 @@ async function connect() {
       }
     } catch (error) {
       Object.assign(live, { state: "lost", error: error.message });
-      tell();
+      notify();
     }
-    if (tokenAsked) await tokenAsked; else await new Promise(done => setTimeout(done, wait));
+    if (tokenDialogOpen) await tokenDialogOpen; else await new Promise(done => setTimeout(done, wait));
   }
 }
 
-/** Asks for the token once, however many requests were refused. */
-function askToken(wrong) {
-  if (tokenAsked) return;
+/** Opens the token dialog once for any number of refused requests. */
+function openTokenDialog(wrong) {
+  if (tokenDialogOpen) return;
   const dialog = document.getElementById("token-dialog");
   const field = el("input", { type: "password", id: "token", autocomplete: "off", required: true });
-  const note = el("p", { class: "soft small", text: "It is kept in this tab only." });
+  const note = el("p", { class: "soft small", text: "It is stored in this tab only." });
   if (wrong) note.textContent = "The token was not accepted. " + note.textContent;
-  tokenAsked = new Promise(done => {
+  tokenDialogOpen = new Promise(done => {
     const form = el("form", { on: { submit(event) {
-      event.preventDefault(); keepToken(field.value); dialog.close(); tokenAsked = null; done();
+      event.preventDefault(); keepToken(field.value); dialog.close(); tokenDialogOpen = null; done();
     } } },
     el("h2", { id: "token-title", text: "Admin token" }),
     el("p", {}, el("label", { for: "token", text: "The bearer token of [admin] token " }), field), note,

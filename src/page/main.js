@@ -28,7 +28,7 @@ function draw() {
   banner.hidden = !(state === "lost" && snapshot);
   if (!banner.hidden) setText(banner, `No connection to the proxy (${error}). The figures are those of ${format.clock(since)}; trying again.`);
   if (!snapshot) {
-    const text = state === "lost" ? ["No connection to the proxy", `${error}. Trying again.`] : ["Connecting", "…"];
+    const text = state === "lost" ? ["No connection to the proxy", `${error}. Reconnecting.`] : ["Connecting", "…"];
     if (main.textContent !== text.join("")) main.replaceChildren(stateOf(...text));
     return;
   }

@@ -1,4 +1,4 @@
-// Plan: what each split would have lost, why the present one is in force, and what comes next.
+// Plan: counterfactual losses of each split, the reason for the split in force, and the next switch.
 const planView = { id: "plan", title: "Plan" };
 
 planView.build = root => {
@@ -12,7 +12,7 @@ planView.build = root => {
 planView.update = () => {
   const { snapshot, flips } = live, groups = snapshot.outlook.filter(group => group.splits.length);
   if (!groups.length) {
-    if (!planView.empty) planView.groups.replaceChildren(planView.empty = el("div", { class: "panel" }, stateOf("Nothing to decide yet", "A split is planned once a group has two usable engines that may take either role, and a first request has arrived. A lone engine is mixed; pinned engines are left alone.")));
+    if (!planView.empty) planView.groups.replaceChildren(planView.empty = el("div", { class: "panel" }, stateOf("No plan yet", "A split is planned once a group has two usable engines that may take either role and a first request has arrived. A single engine is mixed; pinned engines keep their role.")));
   } else {
     if (planView.empty) { planView.groups.replaceChildren(); planView.groups.keyedChildren = null; planView.empty = null; }
     keyed(planView.groups, groups, group => group.group, groupPanel, updateGroup);
@@ -27,9 +27,9 @@ function groupPanel(group) {
   const panel = el("section", { "aria-labelledby": `group-${group.group}` },
     el("div", { class: "panel" }, el("div", { class: "row head" }, parts.title), parts.why, parts.next),
     parts.facts,
-    el("div", { class: "panel" }, el("div", { class: "row head" }, el("h3", { text: "What each split would have lost" }),
-      el("span", { class: "soft small", text: "requests that miss a target in the counterfactual model, over about the last ten minutes; the group switches when the regret reaches the switching cost" })),
-    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Losses of every split" }, el("table", { class: "splits" }, headings("Split", ">Would have lost", "", ">Regret", ">Switching cost", "Regret against cost", ""), parts.body))));
+    el("div", { class: "panel" }, el("div", { class: "row head" }, el("h3", { text: "Counterfactual losses of each split" }),
+      el("span", { class: "soft small", text: "requests that miss a target in the counterfactual model, over the last ten minutes or so; the group switches when the regret reaches the switching cost" })),
+    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Losses of every split" }, el("table", { class: "splits" }, headings("Split", ">Requests lost", "", ">Regret", ">Switching cost", "Regret against cost", ""), parts.body))));
   panel.parts = parts;
   return panel;
 }

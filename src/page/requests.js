@@ -1,7 +1,7 @@
-// Requests: those in flight and the last that ended, each as a waterfall.
+// Requests in flight and the last ended ones, each as a waterfall.
 const requestsView = { id: "requests", title: "Requests", filters: { model: "", tenant: "", outcome: "", text: "" }, open: null, list: null, error: null };
-// In flight: the latest, unless the filter asks for those alone.
-const shownMax = 200, flyingMax = 8, phaseNames = { queue: "queue", prefill: "prefill", handoff: "hand-off", decode: "decode", whole: "not streamed" };
+// Of the requests in flight the latest are shown, or all if the filter selects only these.
+const shownMax = 200, inFlightMax = 8, phaseNames = { queue: "queue", prefill: "prefill", handoff: "hand-off", decode: "decode", whole: "not streamed" };
 
 requestsView.build = root => {
   const view = requestsView;
@@ -40,9 +40,9 @@ requestsView.draw = () => {
   fillSelect(view.outcome, "all outcomes", list.map(outcomeOf), filters.outcome);
   const matches = list.filter(request => (!filters.model || request.model === filters.model) && (!filters.tenant || request.tenant === filters.tenant)
     && (!filters.outcome || outcomeOf(request) === filters.outcome) && (!filters.text || request.request_id.includes(filters.text)));
-  const flying = matches.filter(request => !request.ended).reverse(), ended = matches.filter(request => request.ended);
-  const shown = flying.slice(0, filters.outcome === "in flight" ? shownMax : flyingMax).concat(ended).slice(0, shownMax);
-  setText(view.summary, view.list ? `${format.count(flying.length)} in flight, ${format.count(ended.length)} ended; ${shown.length} shown` : "");
+  const inFlight = matches.filter(request => !request.ended).reverse(), ended = matches.filter(request => request.ended);
+  const shown = inFlight.slice(0, filters.outcome === "in flight" ? shownMax : inFlightMax).concat(ended).slice(0, shownMax);
+  setText(view.summary, view.list ? `${format.count(inFlight.length)} in flight, ${format.count(ended.length)} ended; ${shown.length} shown` : "");
   const empty = view.error ? ["The requests cannot be read", view.error] : !view.list ? ["Reading the requests", "…"] : !list.length ? ["No request yet", "Requests appear here as soon as one arrives at the data address."] : !shown.length ? ["No request matches", "Change or clear the filters."] : null;
   view.scroll.hidden = Boolean(empty);
   view.state.replaceChildren(...(empty ? [stateOf(...empty)] : []));
@@ -61,7 +61,7 @@ function fillSelect(field, all, values, chosen) {
 function requestRow(request) {
   const toggle = el("button", { type: "button", class: "link mono", "aria-expanded": "false", text: request.request_id.length > 13 ? `${request.request_id.slice(0, 12)}…` : request.request_id,
     title: request.request_id, on: { click() { requestsView.open = requestsView.open === request.id ? null : request.id;
-    // Rows stay where they are while one is read.
+    // The order of rows is frozen while one is open.
     requestsView.live.checked = requestsView.open === null; requestsView.draw(); } } });
   return el("tr", {}, cell("", "soft"), el("td", {}, toggle), cell(request.model || absent), cell(request.tenant || absent), el("td"), cell("", "n"), cell("", "n"), el("td", {}, el("div", { class: "fall", role: "img" })), cell("", "n"), cell("", "n"));
 }
@@ -92,7 +92,7 @@ function drawFall(bar, request) {
 function drawDetail(place, request) {
   if (place.dataset.drawn === `${request.ended}`) return;
   place.dataset.drawn = `${request.ended}`;
-  if (!request.ended) { place.replaceChildren(el("p", { class: "soft", text: `${request.request_id} is in flight on ${[request.prefill_backend, request.backend].filter(Boolean).join(" and ") || "no engine yet"}; its waterfall is known at the end.` })); return; }
+  if (!request.ended) { place.replaceChildren(el("p", { class: "soft", text: `${request.request_id} is in flight on ${[request.prefill_backend, request.backend].filter(Boolean).join(" and ") || "no engine yet"}; its waterfall is available at the end.` })); return; }
   const total = request.duration_seconds || 1, { predicted, observed, targets } = request;
   const bars = el("div", { class: "bars" }, request.phases.flatMap(phase => {
     const bar = el("div", { class: "fall", "aria-hidden": "true" }, el("i"), el("i", { class: `p-${phase.name}` }));
@@ -104,7 +104,7 @@ function drawDetail(place, request) {
     row("queue", undefined, observed.queued_seconds), row("prefill", predicted.prefill_seconds, observed.prefill_seconds), row("cached tokens", predicted.cached_tokens, observed.cached_tokens, undefined, format.count),
     row("TTFT", predicted.ttft_seconds, observed.ttft_seconds, targets.ttft_seconds), row("TPOT", predicted.tpot_seconds, observed.tpot_seconds, targets.tpot_seconds), row("largest gap", undefined, observed.gap_max_seconds, targets.itl_seconds ?? undefined)));
   const candidates = el("table", {}, headings("Candidate", "Role", ">backlog", ">streams", ">cached", ">end of prefill", ""), el("tbody", {}, request.candidates.map(each => el("tr", { class: each.chosen ? "here" : null },
-    cell(each.backend), el("td", {}, chip(each.role)), cell(format.seconds(each.backlog_seconds), "n"), cell(format.count(each.streams), "n"), cell(format.count(each.cached_tokens), "n"), cell(`after ${format.seconds(each.prefill_end_seconds)}`, "n"), cell(each.chosen ? "chosen" : each.open ? "" : "no room")))));
+    cell(each.backend), el("td", {}, chip(each.role)), cell(format.seconds(each.backlog_seconds), "n"), cell(format.count(each.streams), "n"), cell(format.count(each.cached_tokens), "n"), cell(`after ${format.seconds(each.prefill_end_seconds)}`, "n"), cell(each.chosen ? "chosen" : each.open ? "" : "no capacity")))));
   place.replaceChildren(...[el("p", {}, el("span", { class: "mono", text: request.request_id }), el("span", { class: "soft", text: ` · ${request.endpoint} · ${format.plural(request.attempts, "attempt")}` })),
     request.problem ? el("p", { class: "bad", text: request.problem }) : null, el("p", { text: request.choice }), bars,
     el("div", { class: "split2" }, el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Predicted and observed" }, figures), request.candidates.length ? el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Candidates" }, candidates) : null)].filter(Boolean));

@@ -6,13 +6,13 @@ const policyName = name => policyNames.find(policy => policy[0] === name)?.[1].s
 
 whatIfView.build = root => {
   const view = whatIfView;
-  // The form and its result stay as they were while another view is shown.
+  // The form and its result are kept while another view is shown.
   if (view.form) return root.append(view.form, view.result);
   const number = (name, title, unit, attributes) => { const field = el("input", { id: `w-${name}`, type: "number", ...attributes }); view[name] = field; return el("label", { class: "field", for: `w-${name}` }, `${title}, ${unit}`, field); };
   view.fleets = el("input", { id: "w-fleets", type: "text", size: "12", inputmode: "numeric" });
   view.run = el("button", { class: "primary", text: "Simulate" });
   view.form = el("form", { class: "panel", on: { submit(event) { event.preventDefault(); simulateNow(); } } },
-    el("div", { class: "row head" }, el("h2", { text: "What if" }), el("span", { class: "soft small", text: "the requests of the last hour, on the engine model with the costs that tidegate has learned here" })),
+    el("div", { class: "row head" }, el("h2", { text: "What if" }), el("span", { class: "soft small", text: "the requests of the last hour, on the engine model with the learned costs" })),
     el("div", { class: "filters" }, el("label", { class: "field", for: "w-fleets" }, "Engines, one or more numbers", view.fleets),
       number("ttft", "TTFT target", "s", { min: "0.01", step: "any", size: "6" }), number("tpot", "TPOT target", "ms", { min: "0.1", step: "any", size: "6" }), number("rate", "Arrival rate", "times the real one", { min: "0.1", max: "10", step: "any", value: "1" }), view.run),
     el("fieldset", { class: "row small" }, el("legend", { class: "soft", text: "Policies" }), policyNames.map(([value, text, checked]) => el("label", {}, el("input", { type: "checkbox", name: "policy", value, checked }), ` ${text}`))));
@@ -51,7 +51,7 @@ function drawWhatIf() {
   const panel = (...children) => view.result.replaceChildren(el("div", { class: "panel" }, children));
   if (now === "running") return panel(stateOf("Simulating …", "At most 20 seconds."));
   if (now === "error") return panel(stateOf("No result", view.error));
-  if (now === "empty") return panel(stateOf("No simulation yet", "Choose fleets, targets and policies, then simulate. Nothing of the running fleet changes."));
+  if (now === "empty") return panel(stateOf("No simulation yet", "Choose fleets, targets and policies, then simulate. The running fleet does not change."));
   const { answer } = view, best = Math.max(...answer.outcomes.map(outcome => outcome.attainment));
   const figure = chart("Attainment by fleet size");
   const policies = [...new Set(answer.outcomes.map(outcome => outcome.policy))], sizes = [...new Set(answer.outcomes.map(outcome => outcome.engines))];

@@ -42,5 +42,5 @@ pub use listener::sockets::Addresses;
 pub use process::admin::what_if;
 pub use process::files;
 pub use process::server::{Listeners, Running, run, spawn, spawn_with};
-pub use process::start::StartError;
+pub use process::start_error::StartError;
 pub use telemetry::log;

@@ -1,4 +1,4 @@
-//! The terminal: alternate screen while it lives, restored on drop and on a panic.
+//! The terminal: alternate screen, restored on drop and on a panic.
 
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
@@ -25,7 +25,7 @@ impl Canvas {
     /// Ctrl-C into a signal.
     ///
     /// # Errors
-    /// stderr is no usable terminal.
+    /// stderr is not a usable terminal.
     pub fn open(colours: bool, keys: bool) -> io::Result<Canvas> {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {

@@ -89,8 +89,8 @@ fn row<'a>(engine: &'a EngineRow, palette: Palette) -> Line<'a> {
         Span::raw(format!(" {:>11}", engine.detail)),
         Span::raw(kv),
     ];
-    if !engine.trouble.is_empty() {
-        spans.push(Span::styled(format!("  {}", engine.trouble), palette.bad()));
+    if !engine.problem.is_empty() {
+        spans.push(Span::styled(format!("  {}", engine.problem), palette.bad()));
     }
     Line::from(spans)
 }
@@ -145,7 +145,7 @@ mod tests {
             load: 0.5,
             detail: "31 streams".to_owned(),
             kv: 0.25,
-            trouble: String::new(),
+            problem: String::new(),
         }
     }
 
@@ -159,7 +159,7 @@ mod tests {
             ttft: ChartSeries::with_target(1.0),
             ..Screen::default()
         };
-        screen.engines[1].trouble = "down".to_owned();
+        screen.engines[1].problem = "down".to_owned();
         screen.ttft.push(Some(0.4));
         screen.ttft.beside = Some(2.5);
         for colours in [false, true] {

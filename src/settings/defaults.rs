@@ -4,14 +4,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tidegate_scheduler::tuning;
 use tidegate_types::{Seconds, Tokens};
 
-/// Loopback: other addresses are the operator's decision.
+/// Loopback: other addresses are for the operator to choose.
 pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
-/// Holds the system prompts and tool lists in use; many long chat histories need more. A larger cache
+/// Large enough for system prompts and tool lists; many long chat histories need more. A larger cache
 /// costs time where every prompt is new (benches/README.md).
 pub const TOKENIZER_CACHE_MIB: u16 = 4;
 /// As llm-d's pd-sidecar.
 pub const PREFILL_RETRY_BACKOFF: Seconds = Seconds(0.2);
-/// A new leader within 5 s: the duration, two looks and a write.
+/// A new leader within 5 s: the duration, two reads and a write.
 pub const LEASE_DURATION: Seconds = Seconds(3.0);
 /// Below the duration by more than one request to the API server takes (at most 1 s).
 pub const LEASE_RENEW_DEADLINE: Seconds = Seconds(2.0);
@@ -33,7 +33,7 @@ pub const BODY_MAX_BYTES: usize = 32 << 20;
 pub const KEEPALIVE: Seconds = Seconds(75.0);
 /// The idle time-outs of proxies and clients start at 10 s.
 pub const KEEPALIVE_COMMENT: Seconds = Seconds(5.0);
-/// As nginx's `send_timeout`: a reader that pauses for a minute has mostly left.
+/// As nginx's `send_timeout`: most clients that read nothing for a minute have disconnected.
 pub const CLIENT_STALL: Seconds = Seconds(60.0);
 /// Long enough for most streams; Kubernetes kills after 30 s by default.
 pub const DRAIN: Seconds = Seconds(30.0);
@@ -43,19 +43,19 @@ pub const LINGER: Seconds = Seconds(5.0);
 pub const TTFT: Seconds = Seconds(1.0);
 /// As [`TTFT`].
 pub const TPOT: Seconds = Seconds(0.030);
-/// None: the reference table has no such target.
+/// Off: the reference table has no ITL target.
 pub const ITL: Seconds = Seconds(0.0);
 /// About four seconds of a burst of 1,000 requests a second.
 pub const QUEUE_REQUESTS_MAX: usize = 4096;
-/// A client that has waited half a minute for its first token has mostly left.
+/// Most clients disconnect within half a minute without a first token.
 pub const QUEUE_DEADLINE: Seconds = Seconds(30.0);
 /// The time between the end of a prefill and the arrival of the next one at the engine.
 pub const ROOM: Seconds = tuning::PREFILL_BACKLOG_MAX;
 /// 2 % prevents starvation; each further 1 % costs the others about 0.5 points of attainment.
 pub const LATE_CLASS_SHARE: f64 = tuning::LATE_CLASS_SHARE;
-/// Late requests are mostly long, and each would make several others late.
+/// Late requests are mostly long; each would delay several others past their target.
 pub const TRUNK_RESERVATION_SHARE: f64 = tuning::TRUNK_RESERVATION_SHARE;
-/// vLLM frees a prefill's blocks 30 s after it ended unless a decode engine has asked for them.
+/// vLLM frees a prefill's blocks 30 s after it ended unless a decode engine has requested them.
 pub const LEASE: Seconds = Seconds(30.0);
 /// Two thirds of the lease; the rest covers clock drift and a slow accept.
 pub const HANDOFF: Seconds = Seconds(20.0);
@@ -74,7 +74,7 @@ pub const IDLE: Seconds = Seconds(4.0);
 pub const FIRST_BYTE_TIMEOUT: Seconds = Seconds(600.0);
 /// No limit: an engine writes a tool call in one piece, which may take minutes.
 pub const SILENCE: Seconds = Seconds(0.0);
-/// The usual number of concurrent streams of an engine.
+/// Usual number of concurrent streams of an engine.
 pub const IDLE_PER_BACKEND_MAX: usize = 256;
 /// A probe costs an engine a millisecond of Python.
 pub const PROBE_INTERVAL: Seconds = Seconds(2.0);
@@ -119,5 +119,5 @@ pub const FLIP_HOLD: Seconds = Seconds(600.0);
 pub const REQUESTS_KEPT: usize = 4096;
 /// Ten minutes: Firefox keeps an answer for up to a day, Chrome for two hours.
 pub const CORS_MAX_AGE: Seconds = Seconds(600.0);
-/// systemd's unit allows 65,536 open files; each connection may have a request with one of its own.
+/// systemd's unit allows 65,536 open files; each client connection may have one engine connection.
 pub const CONNECTIONS_MAX: usize = 16_384;

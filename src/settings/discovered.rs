@@ -1,4 +1,4 @@
-//! The backends that an entry of `[[backends]]` stands for, from the addresses that a source finds.
+//! Expands an entry of `[[backends]]` to backends at the addresses that a source lists.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use crate::schema::BackendSettings;
 use crate::validate::validate_discovered;
 
 impl BackendSettings {
-    /// Tells if the entry stands for discovered backends.
+    /// Returns whether the entry describes discovered backends.
     pub fn is_source(&self) -> bool {
         self.kubernetes.is_some() || self.dns.is_some() || self.directory.is_some()
     }

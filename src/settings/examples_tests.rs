@@ -119,7 +119,10 @@ fn the_gateway_example_documents_every_key_and_enum_value() {
             words.insert(word.to_owned());
         },
     );
-    assert!(keys.len() > 60 && words.contains("kv_producer"), "the walk is lost: {keys:?}");
+    assert!(
+        keys.len() > 60 && words.contains("kv_producer"),
+        "the walk found too little: {keys:?}"
+    );
     for key in keys {
         assert!(has(&shown, key.split('.')), "config/gateway.toml does not show {key}");
     }
@@ -165,7 +168,7 @@ fn every_number_of_the_schema_has_bounds() {
         }
     };
     walk(&[], &mut bounded, &mut |_| {});
-    assert!(numbers.len() > 30, "the walk is lost: {numbers:?}");
+    assert!(numbers.len() > 30, "the walk found too little: {numbers:?}");
 }
 
 #[test]

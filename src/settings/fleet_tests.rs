@@ -1,4 +1,4 @@
-//! Errors reported for `[[models]]` and `[[backends]]`, and what is derived from them.
+//! Errors reported for `[[models]]` and `[[backends]]`, and values derived from them.
 
 use tidegate_types::{GroupId, Role, RoleCapability, RoleSet, Seconds, Tokens};
 
@@ -12,7 +12,7 @@ fn a_template_needs_its_tokenizer() {
     );
     section(
         "[[models]]\nname = \"m\"\n[[models]]\nname = \"m\"",
-        &["models[1].name: is the same as models[0].name (give each its own), line 4"],
+        &["models[1].name: is the same as models[0].name (must be unique), line 4"],
     );
 }
 
@@ -25,17 +25,17 @@ fn a_backend_has_a_name_and_a_base_url() {
     };
     url("http://engine.example", "");
     url("http://[::1]:8000/", "");
-    url("engine:8000", "has neither http nor https");
+    url("engine:8000", "is neither http nor https");
     url("http://engine:8000/v1?a=b", "has a query");
     url("http://engine:80000", "has no port from 1 to 65535");
     url("http://engine:0", "has no port from 1 to 65535");
-    url("http://me:secret@engine", "has a user");
-    url("http://eng ine", "is no URL");
+    url("http://me:secret@engine", "contains user information");
+    url("http://eng ine", "is not a URL");
     check(
         "[[backends]]\nname = \"a b\"\nurl = \"http://e\"\n[[backends]]",
         &[
-            "backends[0].name: is no label (1 to 63 of a-z, A-Z, 0-9, '.', '_', '-'), line 2",
-            "backends[1].name: is missing (it shows in logs and metrics), line 4",
+            "backends[0].name: is not a valid label (1 to 63 of a-z, A-Z, 0-9, '.', '_', '-'), line 2",
+            "backends[1].name: is missing (the name in logs and metrics), line 4",
             "backends[1].url: is missing (http://host:port), line 4",
         ],
     );
@@ -47,7 +47,7 @@ fn https_needs_authorities() {
     check(
         engine,
         &[
-            "backends[0].url: needs upstream.ca_file (PEM; tidegate trusts no built-in ones), line 3",
+            "backends[0].url: needs upstream.ca_file (PEM; tidegate trusts no built-in authorities), line 3",
         ],
     );
     check(&format!("[upstream]\nca_file = \"ca.pem\"\n{engine}"), &[]);
@@ -60,7 +60,7 @@ fn an_engine_is_listed_once() {
         &format!(
             "[[backends]]\nname = \"a\"\n{url}\n[[backends]]\nname = \"b\"\nurl = \"http://127.0.0.1:80/\""
         ),
-        &["backends[1].url: is the same engine as backends[0].url (one entry an engine), line 6"],
+        &["backends[1].url: is the same engine as backends[0].url (one entry per engine), line 6"],
     );
 }
 
@@ -73,14 +73,14 @@ fn roles_and_launch_flags_must_agree() {
             "backends[0].role: cannot be prefill (engine, connector and kv_role allow mixed), line 4",
         ],
     );
-    backend("pin = true", &["backends[0].pin: has no role to keep (add role), line 4"]);
+    backend("pin = true", &["backends[0].pin: requires a role (add role), line 4"]);
     backend(
         "connector = \"nixl\"",
-        &["backends[0].connector: is vLLM's (add engine = \"vllm\"), line 4"],
+        &["backends[0].connector: requires vLLM (add engine = \"vllm\"), line 4"],
     );
     backend(
         "engine = \"vllm\"\nkv_role = \"kv_producer\"",
-        &["backends[0].kv_role: is a connector's (add connector = \"nixl\"), line 5"],
+        &["backends[0].kv_role: requires a vLLM connector (add connector = \"nixl\"), line 5"],
     );
     let decodes = "engine = \"vllm\"\nconnector = \"nixl\"\nkv_role = \"kv_consumer\"";
     two(
@@ -100,18 +100,18 @@ fn a_group_has_one_engine_kind_and_a_decode_backend() {
         &with("group = \"g\""),
         "group = \"g\"",
         &[
-            "backends[1].group: differs in engine from backends[0] (only alike engines can hand over: another group), line 10",
-            "backends[1].group: differs in connector from backends[0] (only alike engines can hand over: another group), line 10",
+            "backends[1].group: differs in engine from backends[0] (hand-offs need equal engines: use another group), line 10",
+            "backends[1].group: differs in connector from backends[0] (hand-offs need equal engines: use another group), line 10",
         ],
     );
     two(
         &with("group = \"g\"\nversion = \"1\""),
         &with("group = \"g\"\nversion = \"2\""),
         &[
-            "backends[1].group: differs in version from backends[0] (only alike engines can hand over: another group), line 13",
+            "backends[1].group: differs in version from backends[0] (hand-offs need equal engines: use another group), line 13",
         ],
     );
-    let no_decode = "leaves no backend in its group to decode (a group is one engine, connector, version, list of models)";
+    let no_decode = "leaves its group without a backend for decode (a group has one engine kind, connector, version and list of models)";
     let prefills = with("role = \"prefill\"\npin = true");
     two(&prefills, &prefills, &[&format!("backends[0].pin: {no_decode}, line 7")]);
     two(&prefills, &with("role = \"prefill\""), &[]);
@@ -200,7 +200,7 @@ fn different_connectors_do_not_form_a_group() {
         &format!("{NIXL}group = \"g\""),
         &format!("{push}\ngroup = \"g\""),
         &[
-            "backends[1].group: differs in connector from backends[0] (only alike engines can hand over: another group), line 12",
+            "backends[1].group: differs in connector from backends[0] (hand-offs need equal engines: use another group), line 12",
         ],
     );
 }
@@ -209,9 +209,9 @@ fn different_connectors_do_not_form_a_group() {
 fn keys_of_one_engine_kind_are_refused_for_another() {
     backend(
         "engine = \"sglang\"\nconnector = \"mooncake\"",
-        &["backends[0].connector: is vLLM's (add engine = \"vllm\"), line 5"],
+        &["backends[0].connector: requires vLLM (add engine = \"vllm\"), line 5"],
     );
-    let hint = "is TensorRT-LLM's (add connector = \"transceiver\"), line 4";
+    let hint = "requires TensorRT-LLM's transceiver (add connector = \"transceiver\"), line 4";
     for (key, value) in [
         ("schedule_style", "generation_first"),
         ("disagg_key", "hush-hush"),
@@ -227,7 +227,7 @@ fn a_disaggregation_key_has_one_source_and_is_redacted() {
     assert!(!format!("{:?}", good(&format!("{GOOD}{key}"))).contains("hush"));
     backend(
         &format!("{key}disagg_key_file = \"f\""),
-        &["backends[0].disagg_key_file: is given beside disagg_key (one of both), line 7"],
+        &["backends[0].disagg_key_file: is set together with disagg_key (set one of them), line 7"],
     );
     backend(
         &format!("{TRTLLM}disagg_key = \"\""),
@@ -237,7 +237,7 @@ fn a_disaggregation_key_has_one_source_and_is_redacted() {
         &format!("{key}group = \"g\""),
         &format!("{TRTLLM}group = \"g\""),
         &[
-            "backends[1].group: differs in disagg_key from backends[0] (only alike engines can hand over: another group), line 13",
+            "backends[1].group: differs in disagg_key from backends[0] (hand-offs need equal engines: use another group), line 13",
         ],
     );
 }

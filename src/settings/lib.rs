@@ -6,7 +6,7 @@
 //! - [`parse`]: parses TOML and reports all errors at once; `tree` keeps line numbers
 //! - `problem`: a configuration error, formatted on one line
 //! - `validate`: constraints that types do not express
-//! - [`discovered`]: the backends that an entry stands for
+//! - [`discovered`]: expands an entry to discovered backends
 //! - [`reconcile`]: desired backends of several sources in, changes out
 //! - [`reload`]: the changes between two versions of the settings, and those that need a restart
 //! - [`convert`]: settings to the parameter types of other crates

@@ -70,7 +70,7 @@ impl BackendSettings {
         let settings = check(tree, removed, &mut problems);
         let backend = settings.and_then(|settings| settings.backends.into_iter().next());
         if backend.as_ref().is_some_and(BackendSettings::is_source) {
-            let problem = "stands for discovered backends: only the settings file may have it";
+            let problem = "describes discovered backends, which only the settings file may do";
             problems.push(Problem::new("backends[0]", problem));
         }
         match backend {
@@ -92,17 +92,17 @@ pub fn backends_of(text: &str) -> Result<Vec<BackendSettings>, Vec<Problem>> {
         return Ok(Vec::new());
     }
     let mut removed = RemovedParts::default();
-    // In the settings file.
+    // Certificate authorities are in the settings file.
     removed.add("upstream");
     for section in tree.left.keys().filter(|section| *section != "backends") {
-        let problem = "belongs into the settings file: this one holds [[backends]] alone";
+        let problem = "belongs in the settings file: this file may contain only [[backends]]";
         problems.push(Problem::new(section.as_str(), problem));
     }
     let entries = tree.left.get("backends").and_then(Value::as_array).map_or(0, Vec::len);
     (0..entries).for_each(|i| removed.add(&format!("backends[{i}].group")));
     let backends = check(tree, removed, &mut problems).map(|settings| settings.backends);
     for (i, _) in backends.iter().flatten().enumerate().filter(|(_, one)| one.is_source()) {
-        let problem = "stands for discovered backends: only the settings file may have it";
+        let problem = "describes discovered backends, which only the settings file may do";
         problems.push(Problem::new(format!("backends[{i}]"), problem));
     }
     match backends {
@@ -204,10 +204,10 @@ struct UnknownKey {
 
 impl UnknownKey {
     fn problem(&self, path: String) -> Problem {
-        let problem = Problem::new(path, "no such key");
+        let problem = Problem::new(path, "unknown key");
         match &self.meant {
             Some(meant) => problem.hint(format!("did you mean {meant}?")),
-            None => problem.hint(format!("there are {}", self.known.join(", "))),
+            None => problem.hint(format!("known keys: {}", self.known.join(", "))),
         }
     }
 }
@@ -232,7 +232,7 @@ fn unknown_key(message: &str, path: &mut Vec<Part>) -> Option<UnknownKey> {
 /// Converts serde's type error to a message for operators.
 fn misfit(path: String, message: &str) -> Problem {
     if message.starts_with("invalid socket address") {
-        return Problem::new(path, "is not an address").hint("\"127.0.0.1:8080\"");
+        return Problem::new(path, "is not an address").hint("for example \"127.0.0.1:8080\"");
     }
     let Some((found, wanted)) = message.split_once(", expected ") else {
         return Problem::new(path, message);

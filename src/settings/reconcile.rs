@@ -69,7 +69,7 @@ impl Reconciler {
             match entry {
                 Ok(backend) if now.contains_key(&backend.name) => bad.push(BadEntry {
                     name: backend.name,
-                    problem: "is named twice in its source".to_owned(),
+                    problem: "has the same name as another entry of its source".to_owned(),
                 }),
                 Ok(backend) => {
                     now.insert(backend.name.clone(), backend);

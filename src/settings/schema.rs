@@ -37,7 +37,7 @@ pub use sources::{DirectorySettings, DnsSettings};
 pub struct Settings {
     /// The data port, for clients.
     pub server: ServerSettings,
-    /// The admin port: metrics, probes, fleet, plan, role changes. Keep it from clients.
+    /// The admin port: metrics, probes, fleet, plan, role changes. It must not be reachable by clients.
     pub admin: AdminSettings,
     /// Latency targets. Placement and roles follow from these two numbers.
     pub slo: SloSettings,
@@ -45,7 +45,7 @@ pub struct Settings {
     pub queue: QueueSettings,
     /// Choice of a backend for each request.
     pub placement: PlacementSettings,
-    /// Moves backends between prefill and decode work.
+    /// Role changes between prefill and decode.
     pub planner: PlannerSettings,
     /// Retries before the first byte.
     pub retry: RetrySettings,
@@ -57,7 +57,7 @@ pub struct Settings {
     pub log: LogSettings,
     /// Health probes of the engines, and the start-up check.
     pub probe: ProbeSettings,
-    /// Outlier ejection: backends that fail what other backends serve get no new work for a while.
+    /// Outlier ejection: a backend whose engine fails too many requests receives no new ones for a while.
     pub outlier_ejection: EjectionSettings,
     /// Prefix index: which backend holds which prompt prefix.
     pub prefix: PrefixSettings,
@@ -68,23 +68,22 @@ pub struct Settings {
     pub sidecar: Option<SidecarSettings>,
     /// API server of Kubernetes.
     pub kubernetes: KubernetesSettings,
-    /// Several gateways of one fleet: one of them plans.
+    /// Several gateways of one fleet: one of them, the leader, plans.
     pub gateways: GatewaySettings,
     /// Models: tokenizer, chat template, context length.
     pub models: Vec<ModelSettings>,
     /// The engines.
     pub backends: Vec<BackendSettings>,
-    /// Entries of `[[backends]]` that stand for discovered backends; [`Settings::parse`] moves them
-    /// here.
+    /// Entries of `[[backends]]` that describe discovered backends; [`Settings::parse`] moves them here.
     #[serde(skip)]
     pub sources: Vec<BackendSettings>,
-    /// The file that the settings were read from. It is read again on SIGHUP and when it changes.
+    /// The file from which the settings were read. It is read again on SIGHUP and when it changes.
     #[serde(skip)]
     pub file: Option<PathBuf>,
-    /// FNV-1a hash of the text that the settings were read from; 0 without one.
+    /// FNV-1a hash of the text from which the settings were parsed; 0 without one.
     #[serde(skip)]
     pub text_hash: u64,
-    /// Settings that the command line sets; a file does not change them.
+    /// Names of settings given on the command line; a reload does not change them.
     #[serde(skip)]
     pub on_command_line: Vec<&'static str>,
 }
@@ -95,11 +94,10 @@ pub struct Settings {
 pub struct AdminSettings {
     /// Address of the admin port.
     pub listen: SocketAddr,
-    /// File that keeps roles set by an operator over a restart; absent: they are not kept.
+    /// File in which roles set by an operator are kept across restarts; absent: they are not kept.
     pub state_file: Option<PathBuf>,
-    /// Values of `Host` that are accepted beside the listening address and loopback names, without
-    /// a port. Others are refused: a page of a foreign origin could reach this address by DNS
-    /// rebinding.
+    /// Values of `Host`, without a port, that are accepted besides the listening address and loopback
+    /// names. Others are refused as protection against DNS rebinding.
     pub hosts: Vec<String>,
     /// Bearer token for every admin path but `/livez` and `/readyz`; at least 16 bytes.
     pub token: Option<Secret>,
@@ -110,7 +108,7 @@ pub struct AdminSettings {
     /// Time for which a role set by `tidegate flip` holds before the planner may change it.
     #[serde(rename = "flip_hold_seconds")]
     pub flip_hold: Seconds,
-    /// Ended requests that are kept for `tidegate explain` and `GET /v1/requests`; 0: none.
+    /// Number of ended requests kept for `tidegate explain` and `GET /v1/requests`; 0: none.
     pub requests_kept: usize,
 }
 
@@ -127,15 +125,15 @@ pub struct QueueSettings {
     /// next request is sent to it; about one chunk.
     #[serde(rename = "room_seconds")]
     pub room: Seconds,
-    /// What becomes of a waiting request that can no longer meet its TTFT target. Prompts that cannot
-    /// meet it even on an idle fleet, and retries, are always served.
+    /// Handling of queued requests that can no longer meet their TTFT target. Retries, and prompts that
+    /// would miss the target even on an idle fleet, are always served.
     pub late: LateRequests,
-    /// Late class: share of the placed prefill work for requests that can no longer meet their TTFT,
-    /// 0 to 1.
+    /// Late class: share of the placed prefill work that goes to requests that can no longer meet their
+    /// TTFT target, 0 to 1.
     #[serde(alias = "hopeless_share")]
     pub late_class_share: f64,
-    /// Trunk reservation: a request of the late class leaves one prefill backend idle for the others
-    /// until it has waited for this share of `deadline_seconds`, 0 to 1.
+    /// Trunk reservation: a request of the late class does not take the last idle prefill backend until
+    /// it has waited for this share of `deadline_seconds`, 0 to 1.
     #[serde(alias = "hopeless_patience")]
     pub trunk_reservation_share: f64,
     /// Hand-off deadline: longest time between the end of a prefill and the start of its decode leg;
@@ -159,9 +157,9 @@ pub enum LateRequests {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlacementSettings {
-    /// Spill: decode backends whose streams have slack take whole short requests.
+    /// Spill: decode backends whose streams have slack run short requests colocated.
     pub spill: bool,
-    /// The engines' `max_num_batched_tokens`; rather too large than too small.
+    /// The engines' `max_num_batched_tokens`; if unknown, choose a larger value.
     #[serde(rename = "chunk_tokens")]
     pub chunk: Tokens,
     /// Prompts with fewer uncached tokens are never disaggregated.
@@ -195,11 +193,11 @@ pub struct PlannerSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetrySettings {
-    /// Backends tried before the first byte, the first one included. An unreachable backend, and one
-    /// that refuses for load, does not count.
+    /// Most backends tried before the first byte, including the first. Unreachable backends and
+    /// refusals for overload do not count.
     pub attempts: u32,
-    /// Hedging: a request without an answer for this time, and for four times the prediction, is sent to
-    /// a second backend too; 0: never.
+    /// Hedging: a request without an answer after this time, and after four times its predicted time, is
+    /// also sent to a second backend; 0: never.
     #[serde(rename = "hedge_seconds")]
     pub hedge: Seconds,
 }
@@ -217,12 +215,12 @@ pub struct UpstreamSettings {
     /// Time-out for the head of an answer.
     #[serde(rename = "first_byte_timeout_seconds")]
     pub first_byte_timeout: Seconds,
-    /// A stream whose engine sends nothing for this long is cut; 0: only if its engine is found dead.
+    /// Silence after which a stream is cut; 0: it is cut only when its engine is found dead.
     #[serde(rename = "silence_seconds")]
     pub silence: Seconds,
     /// Most idle connections per backend.
     pub idle_per_backend_max: usize,
-    /// Certificate authorities for https backends, PEM; no other is trusted.
+    /// Certificate authorities for https backends, PEM; no other authority is trusted.
     pub ca_file: Option<PathBuf>,
     /// Certificate chain that tidegate presents to https backends, PEM; with `client_key`.
     pub client_cert: Option<PathBuf>,

@@ -50,16 +50,16 @@ fn all_errors_are_reported_at_once_in_file_order() {
          [[backends]]\nname = \"a\"\nurl = \"ftp://x\"\nrole = \"sideways\"\n\
          [[backends]]\nname = \"a\"\nurl = \"http://b:1\"\nstreams_max = 0\n",
         &[
-            "server.listen[0]: is not an address (\"127.0.0.1:8080\"), line 2",
+            "server.listen[0]: is not an address (for example \"127.0.0.1:8080\"), line 2",
             "server.listen[2]: invalid type: integer `7` (should be an address, \"127.0.0.1:8080\"), line 2",
-            "server.body_max_bites: no such key (did you mean body_max_bytes?), line 3",
+            "server.body_max_bites: unknown key (did you mean body_max_bytes?), line 3",
             "server.threads: invalid type: string \"many\" (should be a whole number, 0 or more), line 4",
             "slo.ttft_seconds: is -1 (0.001 to 86400 seconds), line 6",
             "queue.handoff_seconds: is 45 (above 0, below 30: vLLM frees a prefill's blocks after 30 seconds), line 8",
-            "nothing: no such key (there are server, admin, slo, queue, placement, planner, retry, upstream, auth, log, probe, outlier_ejection, prefix, signals, sidecar, kubernetes, gateways, models, backends), line 9",
-            "backends[0].url: has neither http nor https (http://host:port), line 12",
+            "nothing: unknown key (known keys: server, admin, slo, queue, placement, planner, retry, upstream, auth, log, probe, outlier_ejection, prefix, signals, sidecar, kubernetes, gateways, models, backends), line 9",
+            "backends[0].url: is neither http nor https (http://host:port), line 12",
             "backends[0].role: unknown variant `sideways` (should be one of prefill, decode, mixed, draining), line 13",
-            "backends[1].name: is the same as backends[0].name (give each its own), line 15",
+            "backends[1].name: is the same as backends[0].name (must be unique), line 15",
             "backends[1].streams_max: is 0 (1 to 65536), line 17",
         ],
     );
@@ -124,7 +124,7 @@ fn an_error_is_reported_once() {
     check(
         "[[backends]]\nnam = \"a\"\nurl = 3",
         &[
-            "backends[0].nam: no such key (did you mean name?), line 2",
+            "backends[0].nam: unknown key (did you mean name?), line 2",
             "backends[0].url: invalid type: integer `3` (should be a string), line 3",
         ],
     );
@@ -139,12 +139,12 @@ fn an_error_is_reported_once() {
 fn listening_addresses_must_differ() {
     section(
         "[server]\nlisten = [\"0.0.0.0:80\", \"127.0.0.1:80\"]",
-        &["server.listen[1]: is taken by one before it, line 2"],
+        &["server.listen[1]: is already in the list, line 2"],
     );
     section(
         "[server]\nlisten = [\"0.0.0.0:90\"]\n[admin]\nlisten = \"127.0.0.1:90\"",
         &[
-            "admin.listen: is taken by server.listen[0] too (use another port: its clients can change roles), line 4",
+            "admin.listen: is also the address server.listen[0] (use another port: clients of this address can change roles), line 4",
         ],
     );
     section("[server]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"", &[]);
@@ -184,11 +184,11 @@ fn client_certificates_need_authorities_a_certificate_and_a_key() {
 fn an_admin_token_has_at_least_16_bytes() {
     let admin = |text: &str, expected: &[&str]| section(&format!("[admin]\n{text}"), expected);
     admin("token = \"0123456789abcdef\"\nhosts = [\"gate.example\"]", &[]);
-    admin("token = \"short\"", &["admin.token: can be guessed (at least 16 bytes), line 2"]);
+    admin("token = \"short\"", &["admin.token: is too short (at least 16 bytes), line 2"]);
     admin("token = \"0123456789abcdef\"\ntoken_file = \"f\"", &[]);
     admin(
         "hosts = [\"http://a\"]",
-        &["admin.hosts[0]: is no host name (a name without scheme and port), line 2"],
+        &["admin.hosts[0]: is not a host name (a name without scheme and port), line 2"],
     );
 }
 
@@ -197,7 +197,7 @@ fn a_backend_must_not_be_the_gateway_itself() {
     let one = |listen: &str, url: &str| {
         let text = format!("[server]\nlisten = [\"{listen}\"]\n[[backends]]\nname = \"a\"\n");
         let problems = Settings::parse(&format!("{text}url = \"{url}\"\n")).err();
-        problems.is_some_and(|all| all[0].to_string().contains("where this gateway itself listens"))
+        problems.is_some_and(|all| all[0].to_string().contains("an address of this gateway"))
     };
     for (listen, url, is_own) in [
         ("127.0.0.1:80", "http://127.0.0.1", true),
@@ -270,7 +270,7 @@ fn numbers_have_bounds() {
     backend(
         "[backends.decode_prior]\nper_token_seconds = 1",
         &[
-            "backends[0].decode_prior.per_token_seconds: no such key (did you mean per_kv_token_seconds?), line 5",
+            "backends[0].decode_prior.per_token_seconds: unknown key (did you mean per_kv_token_seconds?), line 5",
         ],
     );
     backend(
@@ -283,7 +283,7 @@ fn numbers_have_bounds() {
 fn an_unknown_log_level_is_an_error() {
     section(
         "[log]\nlevel = \"inof\"",
-        &["log.level: \"inof\" is no level (did you mean info?), line 2"],
+        &["log.level: \"inof\" is not a log level (did you mean info?), line 2"],
     );
     section("[log]\nlevel = \"warn,tidegate_proxy=debug\"", &[]);
 }
@@ -296,18 +296,20 @@ fn a_key_has_one_source_and_at_least_16_bytes() {
     key("key = \"long-enough\"", &[]);
     key("key_file = \"/run/secrets/key\"", &[]);
     key("", &["auth.keys[0].key: is missing (or key_file, a file that holds it), line 1"]);
-    key("key = \"short\"", &["auth.keys[0].key: can be guessed (at least 8 bytes), line 3"]);
+    key("key = \"short\"", &["auth.keys[0].key: is too short (at least 8 bytes), line 3"]);
     key(
         "key = \"long enough\"",
-        &["auth.keys[0].key: no header can carry (letters, digits, signs), line 3"],
+        &[
+            "auth.keys[0].key: is not a valid header value (letters, digits and punctuation), line 3",
+        ],
     );
     key(
         "key = \"long-enough\"\nkey_file = \"f\"",
-        &["auth.keys[0].key_file: is given beside key (one of both), line 4"],
+        &["auth.keys[0].key_file: is set together with key (set one of them), line 4"],
     );
     key(
         "key = \"long-enough\"\n[[auth.keys]]\nname = \"m\"\nkey = \"long-enough\"",
-        &["auth.keys[1].key: is the same as auth.keys[0].key (give each its own), line 6"],
+        &["auth.keys[1].key: is the same as auth.keys[0].key (must be unique), line 6"],
     );
 }
 

@@ -27,7 +27,7 @@ pub(crate) fn parts(path: &Path) -> Vec<Part> {
 pub(crate) struct Tree<'i> {
     breaks: Breaks,
     written: Spanned<DeTable<'i>>,
-    /// What is left after [`Tree::remove`].
+    /// The remainder after [`Tree::remove`].
     pub(crate) left: Table,
     /// Elements removed from lists of plain values, by their path in the file.
     gone: Vec<Vec<Part>>,

@@ -170,19 +170,19 @@ impl Findings {
 
     /// Checks a name: a label of logs and metrics, unique in its list.
     fn name<'n>(&mut self, name: &'n str, names: &mut BTreeMap<&'n str, String>, path: &str) {
-        if !self.required(!name.is_empty(), path, "it shows in logs and metrics") {
+        if !self.required(!name.is_empty(), path, "the name in logs and metrics") {
             return;
         }
         let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
         let label = name.len() <= 63 && name.bytes().all(letter);
-        self.check(label, path, "is no label", "1 to 63 of a-z, A-Z, 0-9, '.', '_', '-'");
+        self.check(label, path, "is not a valid label", "1 to 63 of a-z, A-Z, 0-9, '.', '_', '-'");
         self.unique(name, names, path);
     }
 
     fn unique<'n>(&mut self, name: &'n str, names: &mut BTreeMap<&'n str, String>, path: &str) {
         if let Some(first) = names.get(name) {
             let problem = format!("is the same as {first}");
-            self.check(false, path, &problem, "give each its own");
+            self.check(false, path, &problem, "must be unique");
         } else {
             names.insert(name, path.to_owned());
         }
@@ -195,16 +195,21 @@ fn server(settings: &Settings, found: &mut Findings) {
     for (i, address) in server.listen.iter().enumerate() {
         let path = format!("server.listen[{i}]");
         let before = server.listen.iter().take(i).any(|other| collide(other, address));
-        found.check_with(!before, &path, &["server.listen"], "is taken by one before it", "");
+        found.check_with(!before, &path, &["server.listen"], "is already in the list", "");
         let admin = collide(address, &settings.admin.listen);
-        let problem = format!("is taken by {path} too");
-        let hint = "use another port: its clients can change roles";
+        let problem = format!("is also the address {path}");
+        let hint = "use another port: clients of this address can change roles";
         found.check_with(!admin, "admin.listen", &["server.listen"], &problem, hint);
     }
     for (i, host) in server.handoff_hosts.iter().enumerate() {
         let path = format!("server.handoff_hosts[{i}]");
-        let hint = "a name, an address, or a network as 10.0.0.0/8";
-        found.check(is_host_or_net(host), &path, &format!("{host:?} is no host"), hint);
+        let hint = "a name, an address, or a network such as 10.0.0.0/8";
+        found.check(
+            is_host_or_net(host),
+            &path,
+            &format!("{host:?} is not a host or network"),
+            hint,
+        );
         let problem = "has no effect without trust_client_handoff";
         let trusted = server.trust_client_handoff;
         found.check_with(trusted, &path, &["server.trust_client_handoff"], problem, "set both");
@@ -228,15 +233,20 @@ fn admin(settings: &Settings, found: &mut Findings) {
     tls("admin.tls", admin.tls.as_ref(), found);
     if let Some(token) = &admin.token {
         let long = token.0.len() >= TOKEN_BYTES_MIN;
-        found.check(long, "admin.token", "can be guessed", "at least 16 bytes");
+        found.check(long, "admin.token", "is too short", "at least 16 bytes");
         let plain = token.0.bytes().all(|byte| byte.is_ascii_graphic());
-        found.check(plain, "admin.token", "no header can carry", "letters, digits, signs");
+        found.check(
+            plain,
+            "admin.token",
+            "is not a valid header value",
+            "letters, digits and punctuation",
+        );
     }
     for (i, host) in admin.hosts.iter().enumerate() {
         let letter = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
         let name = !host.is_empty() && host.bytes().all(letter);
         let hint = "a name without scheme and port";
-        found.check(name, &format!("admin.hosts[{i}]"), "is no host name", hint);
+        found.check(name, &format!("admin.hosts[{i}]"), "is not a host name", hint);
     }
     let hold = admin.flip_hold.get();
     found.number(hold, (1.0, HOLD_MAX), "admin.flip_hold_seconds", " seconds");
@@ -362,7 +372,7 @@ fn cors(settings: &Settings, found: &mut Findings) {
     if found.required(named, "server.cors.allow_origins", hint) {
         for (i, origin) in cors.allow_origins.iter().enumerate() {
             let path = format!("server.cors.allow_origins[{i}]");
-            found.check(is_origin(origin), &path, &format!("{origin:?} is no origin"), hint);
+            found.check(is_origin(origin), &path, &format!("{origin:?} is not an origin"), hint);
         }
     }
     let token = |word: &String| {
@@ -371,19 +381,19 @@ fn cors(settings: &Settings, found: &mut Findings) {
     };
     let (methods, headers) = ("server.cors.allow_methods", "server.cors.allow_headers");
     let good = !cors.allow_methods.is_empty() && cors.allow_methods.iter().all(token);
-    found.check(good, methods, "has no method, or one that is none", "GET, POST, …");
+    found.check(good, methods, "is empty or contains an invalid method", "GET, POST, …");
     let good = cors.allow_headers.iter().all(token);
-    found.check(good, headers, "has a name that is none", "the names of headers, or \"*\"");
+    found.check(good, headers, "contains an invalid header name", "names of headers, or \"*\"");
     let any = cors.allow_origins.iter().any(|origin| origin == "*");
     let credentials = "server.cors.allow_credentials";
-    let problem = "lets every site act as its visitor";
+    let problem = "must not be combined with origin \"*\"";
     let with = ["server.cors.allow_origins"];
     found.check_with(
         !any || !cors.allow_credentials,
         credentials,
         &with,
         problem,
-        "name the origins",
+        "list the origins",
     );
     found.not_negative(cors.max_age, "server.cors.max_age_seconds");
 }
@@ -406,7 +416,7 @@ fn log(settings: &Settings, found: &mut Findings) {
             Some(meant) => format!("did you mean {meant}?"),
             None => format!("one of {}, or \"info,PART=debug\"", LEVELS.join(", ")),
         };
-        found.check(known, "log.level", &format!("{level:?} is no level"), &hint);
+        found.check(known, "log.level", &format!("{level:?} is not a log level"), &hint);
     }
 }
 
@@ -421,13 +431,20 @@ fn keys(settings: &Settings, found: &mut Findings) {
             (None, None) => {
                 found.required(false, &path("key"), "or key_file, a file that holds it");
             }
-            (Some(_), Some(_)) => found.check(false, &file, "is given beside key", "one of both"),
+            (Some(_), Some(_)) => {
+                found.check(false, &file, "is set together with key", "set one of them")
+            }
             (Some(key), None) => {
                 let (long, hint) = (key.len() >= KEY_BYTES_MIN, "at least 8 bytes");
-                found.check(long, &path("key"), "can be guessed", hint);
-                // What a header can carry.
+                found.check(long, &path("key"), "is too short", hint);
+                // Header values are printable ASCII.
                 let plain = key.bytes().all(|byte| byte.is_ascii_graphic());
-                found.check(plain, &path("key"), "no header can carry", "letters, digits, signs");
+                found.check(
+                    plain,
+                    &path("key"),
+                    "is not a valid header value",
+                    "letters, digits and punctuation",
+                );
                 found.unique(key, &mut values, &path("key"));
             }
             (None, Some(path)) => {

@@ -103,7 +103,7 @@ impl fmt::Display for Misfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Misfit::Version { configured, reported } => {
-                write!(f, "version: the settings say {configured}, the engine says {reported}")
+                write!(f, "version: the settings have {configured}, the engine reports {reported}")
             }
             Misfit::Mode { configured, reported } => {
                 let (configured, reported) = (configured.as_str(), reported.as_str());

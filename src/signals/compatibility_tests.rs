@@ -94,7 +94,7 @@ fn a_contradiction_of_the_settings_is_reported_and_excludes_hand_offs() {
     assert_eq!(
         lines,
         [
-            "version: the settings say 0.33, the engine says 0.32.0",
+            "version: the settings have 0.33, the engine reports 0.32.0",
             "models: the settings name named, the engine serves m",
         ]
     );

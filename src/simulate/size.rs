@@ -43,8 +43,8 @@ pub fn print(
     Ok(())
 }
 
-/// The fewest engines and what they reach. Attainment grows with the engines but for noise of a few
-/// requests, so the search halves.
+/// Returns the fewest engines that reach the attainment, with theirs. Attainment grows with the engines
+/// except for noise of a few requests, so that a binary search suffices.
 fn fewest(
     trace: &Trace,
     policy: Policy,

@@ -69,8 +69,8 @@ impl Slo {
         Slo { ttft: Seconds(f64::INFINITY), tpot: Seconds(f64::INFINITY), itl: None };
 
     /// Returns whether an answer with this largest gap meets the ITL target. An answer without a gap
-    /// does. The largest gap counts, not a percentile: a pause is what a reader notices, and a 99th
-    /// percentile would allow a number of pauses that grows with the length of the answer.
+    /// does. The target is for the largest gap instead of a percentile: readers notice pauses, and a 99th
+    /// percentile would allow more pauses in longer answers.
     pub fn meets_itl(&self, gap_max: Option<Seconds>) -> bool {
         self.itl.is_none_or(|itl| gap_max.is_none_or(|gap| gap <= itl))
     }

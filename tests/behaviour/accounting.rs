@@ -37,7 +37,7 @@ async fn every_counter_returns_to_zero() {
             }
             _ => {
                 load.spawn(async move {
-                    // Cut, saturated or late: always an answer, never a hang.
+                    // The answer may be cut or a refusal; the exchange always ends.
                     let status = send(data, post("/v1/chat/completions", good)).await.status;
                     assert!(matches!(status.as_u16(), 200 | 429 | 502 | 503 | 504), "{status}");
                 });

@@ -64,7 +64,7 @@ async fn a_manual_role_is_verified_journalled_or_refused() {
     assert_eq!((&history[0]["backend"], &history[0]["cause"]), (&"a".into(), &"operator".into()));
     for (name, body, status) in [
         ("c", "{\"role\":\"prefill\"}", 409),
-        ("nobody", "{\"role\":\"prefill\"}", 404),
+        ("unknown", "{\"role\":\"prefill\"}", 404),
         ("a", "{\"role\":\"sideways\"}", 400),
         ("a", "{\"roll\":\"decode\"}", 400),
     ] {

@@ -53,7 +53,7 @@ async fn changes_from_other_origins_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_and_tls_guard_the_admin_address_and_the_commands_know_both() {
+async fn the_admin_address_and_the_commands_support_a_token_and_tls() {
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::new(directory.path(), "ca");
     let leaf = authority.leaf(directory.path(), "admin", "admin");
@@ -112,8 +112,8 @@ async fn connections_of_the_admin_address_are_bounded() {
             stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             // A 503 and the end of the connection.
             let mut status = [0; 12];
-            let told = stream.read_exact(&mut status).is_ok() && status.ends_with(b"503");
-            closed += usize::from(told);
+            let is_answered = stream.read_exact(&mut status).is_ok() && status.ends_with(b"503");
+            closed += usize::from(is_answered);
         }
         assert_eq!(closed, 40, "the last 40 are beyond 256");
         open
@@ -192,7 +192,7 @@ async fn a_manual_flip_holds_until_it_expires_or_is_released() {
 #[tokio::test(flavor = "multi_thread")]
 async fn readiness_is_whether_a_request_would_be_served() {
     // An address without a listener.
-    let nothing = crate::proxy::Nobody::new();
+    let nothing = crate::proxy::RefusingAddress::new();
     let proxy = Proxy::start_cold("", &[vllm("a", nothing.url(), FREE)]);
     let why = send(proxy.admin, get("/readyz")).await;
     assert_eq!(why.status, 503, "in the first moment too: {}", why.body);

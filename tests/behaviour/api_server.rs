@@ -22,7 +22,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 type Body = BoxBody<Bytes, Infallible>;
 
-/// A change of an object: both states decide what a watcher with a selector sees.
+/// A change of an object. The state before and after determine the event for a watch with a selector.
 #[derive(Clone, Debug)]
 struct Change {
     version: u64,
@@ -34,7 +34,7 @@ struct Change {
 /// Answer that replaces a list or a watch.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// This status, and Retry-After if it is above 0.
+    /// An answer with this status, and with `Retry-After` if it is above 0.
     Status(u16, u32),
     /// A watch that ends after this many events.
     EndsAfter(usize),
@@ -45,7 +45,7 @@ pub enum Fault {
 #[derive(Default)]
 struct State {
     version: u64,
-    /// Oldest version at which a watch can go on.
+    /// Oldest version at which a watch can resume.
     oldest: u64,
     objects: BTreeMap<(String, String), Value>,
     log: Vec<Change>,
@@ -66,9 +66,9 @@ enum Signal {
     Break,
 }
 
-/// The fake.
+/// Fake API server.
 pub struct ApiServer {
-    /// Where it listens.
+    /// Listening address.
     pub address: SocketAddr,
     state: Arc<Mutex<State>>,
     signals: broadcast::Sender<Signal>,
@@ -76,7 +76,7 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// A server with no object.
+    /// Starts a server without objects.
     pub async fn start() -> ApiServer {
         let (signals, _) = broadcast::channel(4096);
         let state = State { version: 100, ..State::default() };
@@ -90,7 +90,7 @@ impl ApiServer {
         server
     }
 
-    /// Listens, again after [`ApiServer::stop`].
+    /// Listens at the address; also after [`ApiServer::stop`].
     pub async fn listen(&mut self) {
         let listener = loop {
             match TcpListener::bind(self.address).await {
@@ -113,7 +113,7 @@ impl ApiServer {
         }));
     }
 
-    /// Refuses connections and resets those that are open.
+    /// Refuses new connections and resets open ones.
     pub fn stop(&mut self) {
         if let Some(serving) = self.serving.take() {
             serving.abort();
@@ -133,7 +133,7 @@ impl ApiServer {
         let _ = self.signals.send(Signal::Bookmark(state.version));
     }
 
-    /// Forgets the history: older versions get 410.
+    /// Drops the history: watches of older versions get 410.
     pub fn compact(&self) {
         let mut state = self.state.lock().unwrap();
         state.version += 1;
@@ -141,17 +141,17 @@ impl ApiServer {
         state.log.clear();
     }
 
-    /// The next lists are answered so.
+    /// Answers the next lists with these faults.
     pub fn fail_lists(&self, faults: Vec<Fault>) {
         self.state.lock().unwrap().list_faults = faults;
     }
 
-    /// The next watches are answered so.
+    /// Answers the next watches with these faults.
     pub fn fail_watches(&self, faults: Vec<Fault>) {
         self.state.lock().unwrap().watch_faults = faults;
     }
 
-    /// Largest page of a list, below the limit that the client requests.
+    /// Sets the largest page of a list, below the limit that the client requests.
     pub fn page(&self, objects: usize) {
         self.state.lock().unwrap().page = Some(objects);
     }
@@ -238,7 +238,7 @@ fn query(text: &str) -> BTreeMap<String, String> {
     pairs.map(|(key, value)| (key.to_owned(), decode(value))).collect()
 }
 
-/// Do the selectors of the request select the object?
+/// Returns whether the selectors of the request match the object.
 fn selects(query: &BTreeMap<String, String>, object: &Value) -> bool {
     let labels = query.get("labelSelector").map(String::as_str).unwrap_or_default();
     let has = |term: &str| match term.split_once('=') {
@@ -250,7 +250,7 @@ fn selects(query: &BTreeMap<String, String>, object: &Value) -> bool {
         && named.is_none_or(|name| object["metadata"]["name"] == name)
 }
 
-/// Is it the path of one object? Pods and pools are listed only.
+/// Returns whether the path is that of one object. Pods and pools are only listed.
 fn is_object(path: &str) -> bool {
     ["/leases/", "/replicasets/", "/statefulsets/"].iter().any(|kind| path.contains(kind))
 }
@@ -282,7 +282,7 @@ fn list(state: &Mutex<State>, path: &str, query: &BTreeMap<String, String>) -> R
     if !state.list_faults.is_empty() {
         match state.list_faults.remove(0) {
             Fault::Status(code, retry_after) => return refusal(code, retry_after),
-            fault => panic!("{fault:?} is no fault of a list"),
+            fault => panic!("{fault:?} is not a fault of a list"),
         }
     }
     let all: Vec<&Value> = state
@@ -292,8 +292,8 @@ fn list(state: &Mutex<State>, path: &str, query: &BTreeMap<String, String>) -> R
         .map(|(_, object)| object)
         .collect();
     let from: usize = query.get("continue").map_or(0, |at| at.parse().unwrap());
-    let asked: usize = query["limit"].parse().unwrap();
-    let page = state.page.unwrap_or(asked).min(asked);
+    let limit: usize = query["limit"].parse().unwrap();
+    let page = state.page.unwrap_or(limit).min(limit);
     let items: Vec<&Value> = all.iter().skip(from).take(page).copied().collect();
     let next = from + items.len();
     let more = if next < all.len() { next.to_string() } else { String::new() };
@@ -332,12 +332,12 @@ fn watch(
             send(event);
         }
     }
-    let (mut heard, query) = (signals.subscribe(), query.clone());
+    let (mut changes, query) = (signals.subscribe(), query.clone());
     tokio::spawn(async move {
         let send = |event: Value| lines.send(Bytes::from(format!("{event}\n"))).is_ok();
         while left > 0 {
             let signal = tokio::select! {
-                signal = heard.recv() => signal,
+                signal = changes.recv() => signal,
                 () = lines.closed() => return,
             };
             let event = match signal {
@@ -363,7 +363,7 @@ fn streamed(lines: mpsc::UnboundedReceiver<Bytes>) -> Response<Body> {
     Response::new(BodyExt::boxed(StreamBody::new(frames)))
 }
 
-/// What a watcher sees: an object whose labels leave the selector is deleted for it.
+/// Returns the event for a watch: an object that no longer matches the selector is a deletion.
 fn event(change: &Change, query: &BTreeMap<String, String>) -> Option<Value> {
     let before = change.before.as_ref().filter(|object| selects(query, object));
     let after = change.after.as_ref().filter(|object| selects(query, object));
@@ -371,15 +371,15 @@ fn event(change: &Change, query: &BTreeMap<String, String>) -> Option<Value> {
         (None, Some(new)) => Some(json!({"type": "ADDED", "object": new})),
         (Some(_), Some(new)) => Some(json!({"type": "MODIFIED", "object": new})),
         (Some(old), None) => {
-            let mut gone = change.after.clone().unwrap_or_else(|| old.clone());
-            gone["metadata"]["resourceVersion"] = json!(change.version.to_string());
-            Some(json!({"type": "DELETED", "object": gone}))
+            let mut deleted = change.after.clone().unwrap_or_else(|| old.clone());
+            deleted["metadata"]["resourceVersion"] = json!(change.version.to_string());
+            Some(json!({"type": "DELETED", "object": deleted}))
         }
         (None, None) => None,
     }
 }
 
-/// RFC 7396.
+/// Applies a JSON merge patch (RFC 7396).
 fn merge(into: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
         *into = patch.clone();
@@ -398,7 +398,7 @@ fn merge(into: &mut Value, patch: &Value) {
     }
 }
 
-/// POST to a collection; merge PATCH, PUT and DELETE of an object, of its status too.
+/// POST to a collection; merge PATCH, PUT and DELETE of an object or its status.
 fn write(
     state: &Mutex<State>,
     signals: &broadcast::Sender<Signal>,
@@ -425,9 +425,9 @@ fn write(
             merged
         }
         (&Method::PUT, Some(known)) => {
-            let (said, is) =
+            let (expected, current) =
                 (&sent["metadata"]["resourceVersion"], &known["metadata"]["resourceVersion"]);
-            if said.is_string() && said != is {
+            if expected.is_string() && expected != current {
                 return refusal(409, 0);
             }
             sent

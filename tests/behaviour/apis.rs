@@ -258,6 +258,6 @@ async fn a_broken_ollama_stream_ends_with_an_ollama_error() {
     }
     let fake = Fake::start([], Act::Json(200, chat_answer("x"))).await;
     let proxy = Proxy::start("", &[plain("a", &fake)]).await;
-    let answer = proxy.post("/api/chat", r#"{"model":"nobody","messages":[]}"#).await;
+    let answer = proxy.post("/api/chat", r#"{"model":"unknown","messages":[]}"#).await;
     assert!(answer.status == 404 && answer.json()["error"].is_string(), "{}", answer.body);
 }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The crates, lowest first. A crate may import the crates above its line only.
-const FLOORS: &[&[&str]] = &[
+/// The crates, lowest first. A crate may import only crates of earlier lines.
+const LAYERS: &[&[&str]] = &[
     &["types", "page"],
     &["scheduler", "engine", "http1"],
     &["filters", "sim", "settings", "signals"],
@@ -16,7 +16,7 @@ const FLOORS: &[&[&str]] = &[
 fn rooms() -> BTreeMap<String, Vec<String>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut rooms = BTreeMap::new();
-    for room in FLOORS.concat() {
+    for room in LAYERS.concat() {
         let folder = if room == "filters" { root.join(room) } else { root.join("src").join(room) };
         let text = fs::read_to_string(folder.join("Cargo.toml")).unwrap();
         let manifest: toml::Table = text.parse().unwrap();
@@ -27,8 +27,8 @@ fn rooms() -> BTreeMap<String, Vec<String>> {
     rooms
 }
 
-fn floor(room: &str) -> usize {
-    FLOORS.iter().position(|rooms| rooms.contains(&room)).unwrap_or_else(|| panic!("{room}?"))
+fn layer(room: &str) -> usize {
+    LAYERS.iter().position(|rooms| rooms.contains(&room)).unwrap_or_else(|| panic!("{room}?"))
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn imports_point_down() {
     for (room, imports) in rooms() {
         for import in imports {
             assert!(
-                floor(&import) < floor(&room),
+                layer(&import) < layer(&room),
                 "{room} imports {import}, which is not below it"
             );
         }

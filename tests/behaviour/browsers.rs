@@ -22,7 +22,7 @@ async fn preflight(proxy: &Proxy, origin: &str) -> Answer {
     send(proxy.data, request.body(Full::<Bytes>::default()).unwrap()).await
 }
 
-async fn asked(proxy: &Proxy, origin: &str, key: bool, stream: bool) -> Answer {
+async fn get_with_origin(proxy: &Proxy, origin: &str, key: bool, stream: bool) -> Answer {
     let mut request = post(PATH, chat(stream));
     request.headers_mut().insert("origin", origin.parse().unwrap());
     if key {
@@ -59,7 +59,7 @@ async fn allowed_origins_may_read_answers_errors_and_streams() {
     for (key, stream, status) in
         [(true, false, 200), (true, true, 200), (true, false, 422), (false, false, 401)]
     {
-        let answer = asked(&proxy, "https://chat.example", key, stream).await;
+        let answer = get_with_origin(&proxy, "https://chat.example", key, stream).await;
         assert_eq!(answer.status, status);
         assert_eq!(header(&answer, ALLOWED), Some("https://chat.example"), "{status}");
         assert!(header(&answer, "access-control-expose-headers").unwrap().contains("x-request-id"));
@@ -67,7 +67,7 @@ async fn allowed_origins_may_read_answers_errors_and_streams() {
     }
     for answer in [
         preflight(&proxy, "https://other.example").await,
-        asked(&proxy, "https://other.example", true, false).await,
+        get_with_origin(&proxy, "https://other.example", true, false).await,
     ] {
         assert_eq!(header(&answer, ALLOWED), None);
     }
@@ -79,8 +79,11 @@ async fn all_origins_may_be_allowed_and_by_default_none_is() {
     let fake = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
     let any = Proxy::start("[server.cors]\nallow_origins = [\"*\"]\n", &[plain("a", &fake)]).await;
     assert_eq!(header(&preflight(&any, "https://a.example").await, ALLOWED), Some("*"));
-    assert_eq!(header(&asked(&any, "null", false, false).await, ALLOWED), Some("*"));
+    assert_eq!(header(&get_with_origin(&any, "null", false, false).await, ALLOWED), Some("*"));
     let none = Proxy::start("", &[plain("a", &fake)]).await;
     assert_eq!(preflight(&none, "https://a.example").await.status, 405);
-    assert_eq!(header(&asked(&none, "https://a.example", false, false).await, ALLOWED), None);
+    assert_eq!(
+        header(&get_with_origin(&none, "https://a.example", false, false).await, ALLOWED),
+        None
+    );
 }

@@ -29,7 +29,7 @@ async fn before_the_first_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_it_waits_in_the_queue() {
+async fn while_waiting_in_the_queue() {
     let fake = Fake::start([], Act::Silent).await;
     let mut engine = plain("a", &fake);
     engine.more = "engine = \"plain\"\nstreams_max = 1";

@@ -79,12 +79,12 @@ impl Authority {
 
     /// Returns an engine's configuration that presents `leaf` and requires a certificate of this
     /// authority.
-    pub fn server(&self, leaf: &Leaf, asks: bool) -> Arc<ServerConfig> {
+    pub fn server(&self, leaf: &Leaf, is_required: bool) -> Arc<ServerConfig> {
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .unwrap();
-        let builder = match asks {
+        let builder = match is_required {
             true => {
                 let roots = Arc::new(self.roots());
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);

@@ -55,7 +55,7 @@ impl Open {
 
 /// Bounds a future by the time limit; a timeout fails the test.
 pub async fn within<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LIMIT, what).await.expect("took longer than any of this may take")
+    tokio::time::timeout(LIMIT, what).await.expect("the time limit of an operation expired")
 }
 
 /// Waits until a condition holds.
@@ -65,7 +65,9 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(LIMIT, waiting).await.unwrap_or_else(|_| panic!("never came: {what}"));
+    tokio::time::timeout(LIMIT, waiting)
+        .await
+        .unwrap_or_else(|_| panic!("not within the time limit: {what}"));
 }
 
 pub fn post(path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
@@ -82,7 +84,7 @@ pub fn get(path: &str) -> Request<Full<Bytes>> {
 
 /// Sends a request on its own connection and waits for the response head.
 pub async fn open(to: SocketAddr, request: Request<Full<Bytes>>) -> Result<Open, hyper::Error> {
-    let stream = within(TcpStream::connect(to)).await.expect("it listens");
+    let stream = within(TcpStream::connect(to)).await.expect("a listener");
     stream.set_nodelay(true).unwrap();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(async move { drop(connection.await) });

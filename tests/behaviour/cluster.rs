@@ -16,12 +16,12 @@ use crate::api_server::ApiServer;
 
 const MERGE: &str = "application/merge-patch+json";
 const JSON: &str = "application/json";
-/// Longest time for anything that is waited for.
+/// Time limit of every wait.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A separate namespace of an API server.
 pub struct Cluster {
-    /// The fake, to give it faults; `None`: a real server.
+    /// The fake, for injecting faults; `None`: a real server.
     pub fake: Option<ApiServer>,
     /// `[kubernetes]`.
     pub settings: KubernetesSettings,
@@ -80,7 +80,7 @@ impl Cluster {
         cluster
     }
 
-    /// How its API server is reached.
+    /// URL and credentials of the API server.
     pub fn access(&self) -> &Access {
         &self.access
     }
@@ -101,7 +101,7 @@ impl Cluster {
         format!("/api/v1/namespaces/{}/pods", self.namespace)
     }
 
-    /// Makes a pod that is ready at once.
+    /// Creates a pod that is ready at once.
     pub async fn pod(&self, name: &str, ip: &str, labels: Value) {
         let pod = json!({
             "metadata": {"name": name, "labels": labels},
@@ -125,7 +125,7 @@ impl Cluster {
         self.send(Method::PATCH, &path, MERGE, &json!({"status": status})).await.unwrap();
     }
 
-    /// Makes an object of a fake collection below `/apis/apps/v1`.
+    /// Creates an object of a fake collection below `/apis/apps/v1`.
     pub async fn workload(&self, plural: &str, name: &str, labels: Value) {
         let path = format!("/apis/apps/v1/namespaces/{}/{plural}", self.namespace);
         let body = json!({
@@ -144,7 +144,7 @@ impl Cluster {
         self.send(Method::PATCH, &path, MERGE, &patch).await.unwrap();
     }
 
-    /// A label of a fake's pod.
+    /// Returns a label of a pod of the fake.
     pub fn label_of(&self, pod: &str, key: &str) -> Option<String> {
         let pods = self.fake.as_ref().unwrap().objects(&self.pods());
         let pod = pods.into_iter().find(|object| object["metadata"]["name"] == pod)?;
@@ -179,7 +179,7 @@ impl Cluster {
         self.send(Method::PATCH, &path, MERGE, &patch).await.unwrap();
     }
 
-    /// Makes an InferencePool; `false` where a real server lacks the resource.
+    /// Creates an InferencePool; `false` where a real server lacks the resource.
     pub async fn pool(&self, name: &str, labels: Value, ports: &[u16]) -> bool {
         let (path, body) = (self.pools(), self.pool_body(name, labels, ports));
         match self.send(Method::POST, &path, JSON, &body).await {
@@ -228,7 +228,7 @@ impl Cluster {
         self.watch_with(rules, self.access.clone())
     }
 
-    /// The same with other credentials.
+    /// Like [`Cluster::watch`], with other credentials.
     pub fn watch_with(&self, rules: PodSettings, access: Access) -> Seen {
         let template = BackendSettings {
             name: "pods".into(),
@@ -244,7 +244,7 @@ impl Cluster {
 }
 
 impl Drop for Cluster {
-    /// A real server keeps nothing of a test.
+    /// Deletes the namespace on a real server.
     fn drop(&mut self) {
         if self.fake.is_some() {
             return;
@@ -262,7 +262,7 @@ impl Drop for Cluster {
     }
 }
 
-/// What a source publishes.
+/// Backends published by a source.
 pub struct Seen(watch::Receiver<Option<Vec<BackendSettings>>>);
 
 impl Seen {
@@ -274,16 +274,16 @@ impl Seen {
                 .await
         });
         if arrived.await.is_err() {
-            panic!("expected {expected:?}, there are {:?}", self.now());
+            panic!("expected {expected:?}, published {:?}", self.now());
         }
     }
 
-    /// The backends at present; `None` before the first list.
+    /// Returns the published backends; `None` before the first list.
     pub fn now(&self) -> Option<Vec<String>> {
         self.0.borrow().as_ref().map(|known| lines(known))
     }
 
-    /// The uids at present.
+    /// Returns their uids.
     pub fn uids(&self) -> Vec<String> {
         let known = self.0.borrow();
         known.iter().flatten().filter_map(|backend| backend.uid.clone()).collect()

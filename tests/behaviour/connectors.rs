@@ -164,7 +164,7 @@ async fn a_restarted_engine_is_queried_again() {
     answers_as_one_engine(&proxy, &fleet, [602, 603]).await;
     answers_as_one_engine(&proxy, &fleet, [604, 605]).await;
     let transfers = fleet.stats(1).transfers_in;
-    assert!(transfers >= 5, "the new id is known after at most one failure: {transfers}");
+    assert!(transfers >= 5, "the new id is in use after at most one failure: {transfers}");
     proxy.settles().await;
 }
 
@@ -191,7 +191,7 @@ async fn producers_get_prefill_legs_and_consumers_decode_legs_only() {
     }
     assert!(d.stats(0).transfers_in > 0);
     assert_eq!((p.stats(0).assertions, d.stats(0).assertions), (0, 0));
-    // No decode engine is left: the producer runs whole requests, because a hand-off would kill it.
+    // No decode engine is left: the producer runs requests colocated, because a hand-off would crash it.
     d.kill(0).await;
     for prompt in [603, 604] {
         let answer = proxy.post("/v1/chat/completions", &p.chat(true, prompt, 4)).await;
@@ -245,7 +245,7 @@ async fn a_failed_leg_cancels_the_other_and_the_retry_has_fresh_ids() {
     assert_eq!(answer.body, chat_chunks(3).concat());
     until("the decode of the failed prefill is cut", || d.hanging() == 0).await;
     proxy.settles().await;
-    // A leg may be cut before it is sent, and a retry may run whole.
+    // A leg may be cancelled before it is sent, and a retry may run colocated.
     let split = |fake: &Fake, party: &str| {
         let sent = fake.sent().into_iter().map(|sent| sent.json());
         let split = sent.filter(|sent| sent["kv_transfer_params"].is_object());
@@ -255,7 +255,10 @@ async fn a_failed_leg_cancels_the_other_and_the_retry_has_fresh_ids() {
     assert!(prefills.len() >= 2, "{prefills:?}");
     let ids: BTreeSet<_> = prefills.iter().collect();
     assert_eq!(ids.len(), prefills.len(), "no id is used twice: {prefills:?}");
-    assert!(decodes.iter().all(|id| ids.contains(id)), "{decodes:?} meet {prefills:?}");
+    assert!(
+        decodes.iter().all(|id| ids.contains(id)),
+        "{decodes:?} without a prefill leg in {prefills:?}"
+    );
     let names = p.sent().into_iter().map(|sent| sent.headers["x-request-id"].clone());
     assert_eq!(
         names.map(|id| id.as_bytes().to_vec()).collect::<BTreeSet<_>>().len(),
@@ -311,15 +314,15 @@ async fn the_usage_reports_the_prefill_engines_cached_tokens() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_is_retried_elsewhere_if_the_bootstrap_server_does_not_answer() {
     let fleet = fleet(VllmConnector::Mooncake).await;
-    let nobody = crate::proxy::Nobody::new();
+    let refusing = crate::proxy::RefusingAddress::new();
     let engines = [
-        vllm("p", "mooncake", fleet.url(0), nobody.address.port(), PREFILL),
+        vllm("p", "mooncake", fleet.url(0), refusing.address.port(), PREFILL),
         engine("d", "mooncake", &fleet, 1, DECODE),
     ];
     let proxy = Proxy::start("", &engines).await;
     answers_as_one_engine(&proxy, &fleet, [600, 601]).await;
     assert_eq!((fleet.stats(0).finished, fleet.stats(1).finished), (0, 2));
     let fleet = proxy.admin("/v1/fleet").await.to_string();
-    assert!(!fleet.contains("\"down\""), "its own port is well: {fleet}");
+    assert!(!fleet.contains("\"down\""), "the engine's own port is healthy: {fleet}");
     proxy.settles().await;
 }

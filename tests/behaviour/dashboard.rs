@@ -1,4 +1,4 @@
-//! What the dashboard reads: its files, the event stream, history, targets, simulations.
+//! Data of the dashboard: its files, the event stream, history, targets, simulations.
 
 use http::StatusCode;
 use serde_json::Value;
@@ -16,7 +16,7 @@ const WATCHERS: usize = 16;
 async fn next_snapshot(stream: &mut Open) -> Value {
     let mut text = String::new();
     while !text.ends_with("\n\n") {
-        let chunk = stream.chunk().await.expect("the stream goes on").unwrap();
+        let chunk = stream.chunk().await.expect("a further event").unwrap();
         text.push_str(std::str::from_utf8(&chunk).unwrap());
     }
     let (event, data) = text.trim_end().split_once('\n').unwrap();
@@ -108,7 +108,7 @@ async fn clients_of_the_event_stream_are_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn targets_and_history_count_what_has_ended() {
+async fn targets_and_history_count_ended_requests() {
     let fake = Fake::start([], Act::Chunks(chat_chunks(4))).await;
     let proxy = Proxy::start("", &[plain("a", &fake)]).await;
     assert_eq!(proxy.admin("/v1/targets").await["models"], serde_json::json!([]));
@@ -147,7 +147,7 @@ async fn targets_and_history_count_what_has_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_simulation_runs_at_a_time_on_what_has_arrived() {
+async fn one_simulation_runs_at_a_time_on_the_recorded_arrivals() {
     let fake = Fake::start([], Act::Json(200, chat_answer("x"))).await;
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (release, released) = std::sync::mpsc::channel::<()>();

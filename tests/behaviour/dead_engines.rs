@@ -12,7 +12,7 @@ const SOON: &str = "[probe]\ninterval_seconds = 0.05\ntimeout_seconds = 0.3\nfai
 /// Returns the answers to concurrent chats of `repeats` distinct phrases each. The probes of `hung`
 /// hang once one of the requests hangs there.
 async fn answers_while_hanging(proxy: &Proxy, hung: &Fake, repeats: usize) -> Vec<Answer> {
-    let asked = (0..MANY).map(|n| {
+    let answers = (0..MANY).map(|n| {
         let body = chat_with(false, &format!("{n} words ").repeat(repeats), "");
         async move { proxy.post("/v1/chat/completions", &body).await }
     });
@@ -20,11 +20,11 @@ async fn answers_while_hanging(proxy: &Proxy, hung: &Fake, repeats: usize) -> Ve
         until("some of them hang", || hung.hanging() > 0).await;
         hung.hang_probes();
     };
-    tokio::join!(join_all(asked), hangs).0
+    tokio::join!(join_all(answers), hangs).0
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_leave_a_dead_engine_and_are_not_answered_504() {
+async fn requests_are_retried_away_from_a_dead_engine_without_a_504() {
     let hung = Fake::start([], Act::Silent).await;
     let good = Fake::start([], Act::Json(200, chat_answer("elsewhere"))).await;
     let top = format!("[queue]\ndeadline_seconds = 0.5\n{SOON}");
@@ -72,7 +72,7 @@ async fn a_late_request_is_hedged() {
     for stream in [true, false] {
         let act =
             if stream { Act::Chunks(chat_chunks(3)) } else { Act::Json(200, chat_answer("x")) };
-        // The engine that is asked first never answers, and is otherwise healthy.
+        // The first chosen engine never answers the request, and is otherwise healthy.
         let fakes = Fake::start_sharing([Act::Silent], act, 2).await;
         let prior = "engine = \"plain\"\n[backends.decode_prior]\nbase_seconds = 0.0001\n\
                      per_stream_seconds = 1e-6\n";
@@ -85,7 +85,7 @@ async fn a_late_request_is_hedged() {
         })
         .await;
         let sent = [fakes[0].sent(), fakes[1].sent()];
-        assert_eq!([sent[0].len(), sent[1].len()], [1, 1], "each was asked once");
+        assert_eq!([sent[0].len(), sent[1].len()], [1, 1], "each received one request");
         assert_ne!(
             sent[0][0].headers["x-request-id"], sent[1][0].headers["x-request-id"],
             "each leg has its own id"
@@ -103,9 +103,9 @@ async fn a_hedge_on_a_dead_engine_is_abandoned() {
     let proxy = Proxy::start(&format!("[retry]\nhedge_seconds = 0.3\n{SOON}"), &engines).await;
     let body = chat_with(false, "hi", "");
     let dies = async {
-        until("one is asked", || fakes.iter().any(|fake| fake.hanging() == 1)).await;
+        until("one engine has received it", || fakes.iter().any(|fake| fake.hanging() == 1)).await;
         let second = if fakes[0].hanging() == 1 { &fakes[1] } else { &fakes[0] };
-        until("the other is asked too", || second.hanging() == 1).await;
+        until("the other engine has received it too", || second.hanging() == 1).await;
         second.hang_probes();
         until("the second leg is given up", || second.hanging() == 0).await;
     };
@@ -128,7 +128,7 @@ async fn tokens_of_running_streams_outweigh_failed_probes() {
         answer.chunk().await.unwrap().unwrap();
         assert_eq!(health(&proxy, "a").await, "up");
     }
-    assert!(fake.asked("/health") > 2, "it was probed meanwhile");
+    assert!(fake.count_of("/health") > 2, "the engine was probed meanwhile");
     while answer.chunk().await.is_some() {}
     proxy.shows("a", |backend| backend["health"] == "down").await;
     let reason = proxy.backend("a").await["health_reason"].to_string();

@@ -44,7 +44,7 @@ async fn backends_join_and_leave_under_load_without_a_failed_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_backend_is_a_new_one_and_slots_are_reused() {
     let fleet = Emulated::start(2).await;
-    // A task of a backend that has left holds its slot until it wakes up.
+    // A task of a removed backend holds its slot until its next wake-up.
     let top = format!("[signals]\nscrape_seconds = 0\n{FAST}");
     let proxy = Proxy::start(&top, &[vllm("e0", fleet.url(0), FREE)]).await;
     let load = Load::start(&proxy, &fleet, 3);
@@ -76,13 +76,13 @@ async fn an_invalid_backend_is_answered_with_every_problem() {
     }
     let answer = proxy.add(&entry("twin", &fleet.url(0))).await;
     assert_eq!(answer.status, 409);
-    assert!(answer.body.contains("one entry an engine"), "{}", answer.body);
+    assert!(answer.body.contains("one entry per engine"), "{}", answer.body);
     assert_eq!(proxy.remove("unknown").await.status, 404);
     assert_eq!(proxy.names().await, ["e0"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn added_and_removed_backends_are_kept_over_a_restart() {
+async fn added_and_removed_backends_survive_a_restart() {
     let fleet = Emulated::start(3).await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("state.json");
@@ -100,7 +100,7 @@ async fn added_and_removed_backends_are_kept_over_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_backends_of_the_file_are_reloaded_and_errors_keep_the_old_ones() {
+async fn the_backends_of_the_file_are_reloaded_and_errors_keep_the_previous_ones() {
     let fleet = Emulated::start(3).await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("tidegate.toml");
@@ -116,7 +116,7 @@ async fn the_backends_of_the_file_are_reloaded_and_errors_keep_the_old_ones() {
     std::fs::write(&file, config(proxy.data, proxy.admin, FAST, &second)).unwrap();
     proxy.reload();
     proxy.has(&["e1", "e2"]).await;
-    // Without a signal: a changed file is noticed.
+    // Without a signal: a changed file is detected.
     std::fs::write(&file, config(proxy.data, proxy.admin, FAST, &first)).unwrap();
     proxy.has(&["e0", "e1"]).await;
     load.serves_more().await;
@@ -137,20 +137,20 @@ async fn backends_are_listed_added_and_removed_on_the_command_line() {
     };
     let url = fleet.url(1);
     let entry = ["engine=vllm", "connector=nixl", "kv_role=kv_both", "streams_max=8"];
-    let (ok, told) = backends(&[&["add", "e1", &url][..], &entry[..]].concat());
-    assert!(ok && told.starts_with("e1 joins"), "{told}");
+    let (ok, output) = backends(&[&["add", "e1", &url][..], &entry[..]].concat());
+    assert!(ok && output.starts_with("e1 is added"), "{output}");
     proxy.shows("e1", |e1| e1["health"] == "up" && e1["streams_max"] == 8).await;
     let (ok, listed) = backends(&["list"]);
     let lines: Vec<&str> = listed.lines().collect();
     assert!(ok && lines[1].starts_with("e0 ") && lines[2].starts_with("e1 "), "{listed}");
     assert!(lines[2].contains("up") && lines[2].ends_with(&url), "{listed}");
-    let (ok, told) = backends(&["add", "e1", &url, "streams=8"]);
-    assert!(!ok && told.contains("streams"), "{told}");
-    let (ok, told) = backends(&["remove", "e1", "--now", "--json"]);
-    assert!(ok && told.contains("\"left\":1"), "{told}");
+    let (ok, output) = backends(&["add", "e1", &url, "streams=8"]);
+    assert!(!ok && output.contains("streams"), "{output}");
+    let (ok, output) = backends(&["remove", "e1", "--now", "--json"]);
+    assert!(ok && output.contains("\"left\":1"), "{output}");
     proxy.has(&["e0"]).await;
-    let (ok, told) = backends(&["remove", "e1"]);
-    assert!(!ok && told.contains("no backend is named"), "{told}");
+    let (ok, output) = backends(&["remove", "e1"]);
+    assert!(!ok && output.contains("no backend is named"), "{output}");
 }
 
 /// Files of a mounted ConfigMap: `FILE.toml` leads to `..data/FILE.toml`, and `..data` to the folder of
@@ -180,7 +180,7 @@ impl ConfigMap {
         }
     }
 
-    /// Puts another version in force by one rename, as the kubelet does.
+    /// Activates another version by one rename, as the kubelet does.
     fn swap(&self, version: &str, files: &[(&str, String)]) {
         self.write(version, files);
         let (new, data) = (self.0.path().join("..data_tmp"), self.0.path().join("..data"));
@@ -197,7 +197,7 @@ fn file_of(fleet: &Emulated, engines: &[(&str, usize)]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_backends_of_a_config_map_follow_its_symlink_and_errors_keep_the_old_ones() {
+async fn the_backends_of_a_config_map_follow_its_symlink_and_errors_keep_the_previous_ones() {
     let fleet = Emulated::start(4).await;
     let (a, b) = ("a.toml", "b.toml");
     let map =
@@ -259,7 +259,7 @@ async fn the_metrics_of_backends_that_have_left_are_gone() {
         proxy.shows(&name, |backend| backend["health"] == "up").await;
         let body = fleet.chat(true, 100, 5);
         assert_eq!(proxy.post("/v1/chat/completions", &body).await.status, 200);
-        assert!(of(&series().await, &name) > 10, "its gauges and counters");
+        assert!(of(&series().await, &name) > 10, "gauges and counters of the backend");
         assert_eq!(proxy.remove(&name).await.status, 200);
         proxy.has(&["kept"]).await;
         let gone = async {

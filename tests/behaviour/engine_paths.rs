@@ -98,7 +98,7 @@ async fn paths_of_one_plain_engine_are_routed_to_it() {
         b.set_answer(path, 404, "{\"error\":{\"message\":\"none either\"}}");
         let answer = proxy.post(path, "{}").await;
         assert_eq!(answer.status, 404, "{path}");
-        assert!(answer.body.contains("none"), "the engine's own words: {}", answer.body);
+        assert!(answer.body.contains("none"), "the engine's message: {}", answer.body);
     }
     proxy.settles().await;
 }
@@ -148,10 +148,10 @@ async fn a_stored_response_is_continued_on_its_holder() {
                 let path = format!("{RESPONSES}/{id}{end}{query}");
                 assert_eq!(with(&proxy, method, &path).await.status, 200, "{path}");
             }
-            let asked = |fake: &Fake, end: &str| fake.asked(&format!("{RESPONSES}/{id}{end}"));
+            let queries = |fake: &Fake, end: &str| fake.count_of(&format!("{RESPONSES}/{id}{end}"));
             for other in &fakes {
                 let times = if other.address == fake.address { round } else { 0 };
-                let seen = ends.map(|end| asked(other, end));
+                let seen = ends.map(|end| queries(other, end));
                 assert_eq!(seen, [2 * times, times, times], "{id}");
             }
         }
@@ -182,12 +182,12 @@ async fn unknown_stored_objects_are_looked_up_on_each_backend() {
         let cancel = with(&proxy, Method::POST, "/v1/responses/r1/cancel").await;
         assert_eq!(cancel.status, 200);
         let after: usize = engines.iter().map(|engine| engine.received().len()).sum();
-        assert_eq!(after, before + 1, "one was asked");
+        assert_eq!(after, before + 1, "one engine was queried");
         proxy.settles().await;
     }
     let engine = RawEngine::start(case.answer.clone()).await;
     let proxy = Proxy::start("", &[engine.engine("a")]).await;
-    assert_eq!(ask(&proxy, &case.request).await.status, 404, "none has it");
+    assert_eq!(ask(&proxy, &case.request).await.status, 404, "no engine stores it");
     assert_eq!(engine.received().len(), 1);
 }
 
@@ -203,7 +203,7 @@ async fn a_backend_url_may_have_a_path_prefix() {
     let proxy = Proxy::start("", &[Engine { name: "a", url, more: "engine = \"vllm\"" }]).await;
     assert_eq!(proxy.post("/v1/chat/completions", &chat(false)).await.status, 200);
     assert_eq!(fake.sent().last().unwrap().path, "/a/b/v1/chat/completions");
-    assert_eq!(fake.asked("/v1/models") + fake.asked("/health"), 0);
+    assert_eq!(fake.count_of("/v1/models") + fake.count_of("/health"), 0);
     proxy.shows("a", |backend| backend["health"] == "up").await;
     assert!(send(proxy.data, get("/v1/models")).await.body.contains("\"m\""));
 }
@@ -243,9 +243,9 @@ async fn a_request_for_a_stored_object_waits_for_its_holders_capacity() {
     assert_eq!(send(proxy.data, request(2)).await.status, 504);
     assert_eq!(engine.received().len(), 1, "the engine has one stream");
     let third = tokio::spawn(send(proxy.data, request(3)));
-    engine.go_on();
+    engine.resume();
     assert_eq!(first.await.unwrap().status, 200);
-    engine.go_on();
+    engine.resume();
     assert_eq!(third.await.unwrap().status, 200);
     assert_eq!(engine.received().len(), 2);
     proxy.settles().await;

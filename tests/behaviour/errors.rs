@@ -5,7 +5,7 @@ use http::Method;
 use crate::client::{get, leave_later, post, send, until, within};
 use crate::fake::{Act, Fake, chat_answer};
 use crate::fleet::Emulated;
-use crate::proxy::{Nobody, Proxy, chat, chat_with, plain, vllm};
+use crate::proxy::{Proxy, RefusingAddress, chat, chat_with, plain, vllm};
 
 async fn serving() -> (Fake, Proxy) {
     let fake = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
@@ -36,7 +36,7 @@ async fn invalid_requests_are_refused_before_placement() {
         assert_eq!(error["param"].as_str(), param, "{body}");
         assert!(answer.headers.contains_key("x-request-id"));
     }
-    assert!(fake.sent().is_empty(), "an engine was troubled");
+    assert!(fake.sent().is_empty(), "an engine received a request");
     proxy.settles().await;
 }
 
@@ -71,10 +71,10 @@ async fn keys_are_required_if_configured() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_usable_backend_the_answer_is_503() {
-    let gone = Nobody::new();
+    let refusing = RefusingAddress::new();
     let more = "engine = \"plain\"\nmodels = [\"m\"]";
     let top = "[retry]\nattempts = 1\n";
-    let proxy = Proxy::start(top, &[vllm("a", gone.url(), more)]).await;
+    let proxy = Proxy::start(top, &[vllm("a", refusing.url(), more)]).await;
     // Detected by the prober or by this request, whichever is first.
     let first = proxy.post("/v1/chat/completions", &chat(false)).await;
     assert!(matches!(first.status.as_u16(), 502 | 503), "{}", first.body);
@@ -203,5 +203,5 @@ async fn the_data_port_answers_health_as_engines_do() {
         }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    panic!("it is healthy without an engine");
+    panic!("healthy without an engine");
 }

@@ -38,7 +38,7 @@ async fn estimated(proxy: &Proxy, content: &str) -> f64 {
 /// Sends chats until `/tokenize` was asked this often.
 async fn until_asked(proxy: &Proxy, fake: &Fake, content: &str, times: usize) {
     within(async {
-        while fake.asked("/tokenize") < times {
+        while fake.count_of("/tokenize") < times {
             estimated(proxy, content).await;
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -64,7 +64,7 @@ async fn equal_counts_correct_the_estimate_and_end_the_samples() {
     tokio::time::sleep(TWO_INTERVALS).await;
     estimated(&proxy, &content).await;
     tokio::time::sleep(TWO_INTERVALS).await;
-    assert_eq!(fake.asked("/tokenize"), 4, "the factor is steady: no further prompt is counted");
+    assert_eq!(fake.count_of("/tokenize"), 4, "the factor is steady: no further prompt is counted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,7 +98,7 @@ async fn an_engine_without_a_count_is_left_alone() {
     tokio::time::sleep(TWO_INTERVALS).await;
     assert_eq!(estimated(&proxy, "high water").await, first);
     tokio::time::sleep(TWO_INTERVALS).await;
-    assert_eq!(fake.asked("/tokenize"), 1);
+    assert_eq!(fake.count_of("/tokenize"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,5 +111,5 @@ async fn no_prompt_is_counted_where_the_settings_refuse_it() {
     tokio::time::sleep(TWO_INTERVALS).await;
     estimated(&proxy, "low water").await;
     tokio::time::sleep(TWO_INTERVALS).await;
-    assert_eq!(fake.asked("/tokenize"), 0);
+    assert_eq!(fake.count_of("/tokenize"), 0);
 }

@@ -136,6 +136,6 @@ async fn explain_prints_a_waterfall_or_json() {
     assert_eq!((code, &record["request_id"]), (Some(0), &id.as_str().into()));
     let (code, text) = explain(&[]);
     assert!(code == Some(0) && text.contains(&id), "{text}");
-    let (code, text) = explain(&["nobody"]);
-    assert!(code == Some(1) && text.contains("nobody"), "{text}");
+    let (code, text) = explain(&["unknown"]);
+    assert!(code == Some(1) && text.contains("unknown"), "{text}");
 }

@@ -36,13 +36,13 @@ impl Sent {
 pub enum Act {
     /// Answers with a status and a JSON body.
     Json(u16, String),
-    /// The same after a delay.
+    /// Like `Json`, after a delay.
     Slow(u16, String),
     /// Streams these chunks, one write each, then ends.
     Chunks(Vec<String>),
     /// Streams these chunks as lines of JSON, as Ollama does.
     Lines(Vec<String>),
-    /// The same, then breaks the connection.
+    /// Like `Lines`, then breaks the connection.
     BreakLines(Vec<String>),
     /// Streams these chunks, then breaks the connection.
     Break(Vec<String>),
@@ -68,7 +68,7 @@ struct State {
     /// Answers to probes by path; probes are not recorded as requests.
     pages: Mutex<HashMap<String, (u16, String)>>,
     /// Number of probes by path.
-    asked: Mutex<HashMap<String, usize>>,
+    counts: Mutex<HashMap<String, usize>>,
     /// Number of exchanges that currently hang; a client disconnect ends its own.
     hanging: AtomicUsize,
     /// Whether `/tokenize` runs the script.
@@ -103,7 +103,7 @@ impl Fake {
             default,
             sent: Mutex::default(),
             pages: Mutex::default(),
-            asked: Mutex::default(),
+            counts: Mutex::default(),
             hanging: AtomicUsize::new(0),
             scripts_tokenize: AtomicBool::new(false),
             probes_hang: AtomicBool::new(false),
@@ -159,8 +159,8 @@ impl Fake {
     }
 
     /// Returns the number of requests for one of these paths.
-    pub fn asked(&self, path: &str) -> usize {
-        self.state.asked.lock().unwrap().get(path).copied().unwrap_or(0)
+    pub fn count_of(&self, path: &str) -> usize {
+        self.state.counts.lock().unwrap().get(path).copied().unwrap_or(0)
     }
 
     /// Sets the reported version.
@@ -209,7 +209,7 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
     }
     let page = state.pages.lock().unwrap().get(parts.uri.path()).cloned();
     if let Some((status, body)) = page {
-        *state.asked.lock().unwrap().entry(parts.uri.path().to_owned()).or_default() += 1;
+        *state.counts.lock().unwrap().entry(parts.uri.path().to_owned()).or_default() += 1;
         return Ok(json(status, body));
     }
     match parts.uri.path() {

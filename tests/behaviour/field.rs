@@ -44,7 +44,7 @@ pub enum Play {
     Bytes(Bytes),
     /// Pauses for this time.
     Pause(Duration),
-    /// Waits for a call of [`RawEngine::go_on`], one call per wait.
+    /// Waits for a call of [`RawEngine::resume`], one call per wait.
     Wait,
     /// Closes the connection.
     Close,
@@ -143,7 +143,7 @@ impl RawEngine {
     }
 
     /// Ends one [`Play::Wait`].
-    pub fn go_on(&self) {
+    pub fn resume(&self) {
         self.state.gate.add_permits(1);
     }
 
@@ -199,11 +199,11 @@ async fn play(socket: &mut TcpStream, state: &State, plays: Vec<Play>, read: &mu
                 return false;
             }
             Play::Pause(pause) => {
-                still_there(socket, read, async { tokio::time::sleep(pause).await }).await
+                unless_disconnected(socket, read, async { tokio::time::sleep(pause).await }).await
             }
             Play::Wait => {
                 let permit = async { state.gate.acquire().await.unwrap().forget() };
-                still_there(socket, read, permit).await
+                unless_disconnected(socket, read, permit).await
             }
         };
         if !waited {
@@ -215,7 +215,7 @@ async fn play(socket: &mut TcpStream, state: &State, plays: Vec<Play>, read: &mu
 }
 
 /// Waits for `what`; returns false if the peer disconnects first.
-async fn still_there(
+async fn unless_disconnected(
     socket: &mut TcpStream,
     read: &mut Vec<u8>,
     what: impl Future<Output = ()>,
@@ -292,7 +292,7 @@ impl RawClient {
     }
 
     /// Connects a client with a receive buffer of this size.
-    pub async fn with_little_room(to: SocketAddr) -> RawClient {
+    pub async fn with_small_buffer(to: SocketAddr) -> RawClient {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
         let socket = within(socket.connect(to)).await.unwrap();

@@ -118,7 +118,7 @@ async fn requests_beyond_the_buffer_wait() {
     let mut client = RawClient::connect(proxy.data).await;
     client.send(&all).await;
     for _ in 0..N {
-        engine.go_on();
+        engine.resume();
         assert_eq!(client.answer().await.status, 200);
     }
     assert_eq!(engine.received().len(), N);

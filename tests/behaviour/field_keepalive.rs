@@ -30,7 +30,7 @@ async fn a_pending_stream_gets_its_head_then_comments_then_tokens() {
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     assert!(head.contains("content-type: text/event-stream\r\n"), "{head}");
     assert!(head.contains("x-request-id: "), "{head}");
-    engine.go_on();
+    engine.resume();
     let answer = client.answer().await;
     assert!(answer.whole);
     assert_eq!(without_comments(&answer.text()), events);
@@ -38,7 +38,7 @@ async fn a_pending_stream_gets_its_head_then_comments_then_tokens() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn comments_wait_for_the_token_after_the_answer_has_begun_and_then_end() {
+async fn comments_continue_until_the_first_token_of_the_answer() {
     let role = "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n";
     let token = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
     let created = "data: {\"choices\":[],\"prompt_progress\":{}}\n\n";

@@ -26,7 +26,8 @@ async fn unparsed_bodies_are_forwarded_byte_for_byte() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invalid_values_are_forwarded_to_the_engine() {
-    let fake = Fake::start([], Act::Json(422, "{\"detail\":\"its own words\"}".to_owned())).await;
+    let fake =
+        Fake::start([], Act::Json(422, "{\"detail\":\"the engine's message\"}".to_owned())).await;
     let proxy = Proxy::start("", &[plain("a", &fake)]).await;
     let chat = "/v1/chat/completions";
     for (path, body) in [
@@ -50,7 +51,7 @@ async fn invalid_values_are_forwarded_to_the_engine() {
         let answer = proxy.post(path, body).await;
         assert_eq!(
             (answer.status.as_u16(), &*answer.body),
-            (422, "{\"detail\":\"its own words\"}")
+            (422, "{\"detail\":\"the engine's message\"}")
         );
         assert_eq!(fake.sent().last().unwrap().body, body, "byte for byte");
     }

@@ -71,7 +71,7 @@ async fn requested_events_are_forwarded_before_the_first_token() {
         let mut client = RawClient::connect(proxy.data).await;
         client.send(&case.request).await;
         client.read_to("\n\n").await;
-        engine.go_on();
+        engine.resume();
         let answer = client.answer().await;
         assert_eq!(answer.body, body_of(&case.answer), "{name}");
         assert!(answer.whole);
@@ -94,14 +94,14 @@ async fn non_json_answers_are_forwarded_from_their_first_byte() {
         let mut client = RawClient::connect(proxy.data).await;
         client.send(&case.request).await;
         client.read_to("pcm").await;
-        engine.go_on();
+        engine.resume();
         assert_eq!(client.answer().await.body, "pcmpcm", "{kind}");
         proxy.settles().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_closed_after_the_end_mark_is_no_failure() {
+async fn a_connection_closed_after_the_end_mark_does_not_count_as_a_failure() {
     for name in ["11-no-done", "11-no-last-chunk"] {
         let case = case(name);
         let answer = once(case.answer.clone(), &case.request, true).await;
@@ -185,8 +185,8 @@ async fn the_end_mark_releases_the_reservation() {
     let mut second = RawClient::connect(proxy.data).await;
     second.send(&request("/v1/chat/completions", STREAM)).await;
     second.read_to("stop").await;
-    engine.go_on();
-    engine.go_on();
+    engine.resume();
+    engine.resume();
     assert!(first.answer().await.whole && second.answer().await.whole);
     proxy.settles().await;
 }
@@ -247,7 +247,7 @@ async fn engines_are_sent_accept_encoding_identity_and_coded_answers_are_decoded
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unsupported_content_coding_is_refused_once_and_is_no_failure_of_the_engine() {
+async fn an_unsupported_content_coding_is_refused_once_and_does_not_count_against_the_engine() {
     for (kind, coding) in [
         ("application/json", "br"),
         ("text/event-stream", "zstd"),

@@ -1,5 +1,5 @@
-//! Engines that differ from the settings or from each other: an error is reported before they
-//! serve, and they are not paired while they differ.
+//! Engines that differ from the settings or from each other: the mismatch is reported before they serve,
+//! and requests are not split over them while it lasts.
 
 use crate::client::{get, send};
 use crate::fake::{Act, Fake, chat_answer, prefill_answer};
@@ -42,7 +42,7 @@ async fn strict_verification_refuses_to_start_on_a_mismatch() {
     let of = |fake: &Fake, name, more| Engine { name, url: fake.url(), more };
     let vllm = "engine = \"vllm\"\nversion = \"0.33.0\"";
     let text = Proxy::refusal(STRICT, &[of(&a, "a", vllm), of(&b, "b", vllm)]);
-    let line = "backend a: version: the settings say 0.33.0, the engine says 0.32.0+cpu";
+    let line = "backend a: version: the settings have 0.33.0, the engine reports 0.32.0+cpu";
     assert!(text.contains(line) && !text.contains("backend b"), "{text}");
 
     let named = "engine = \"vllm\"\nmodels = [\"other\"]";
@@ -68,7 +68,7 @@ async fn strict_verification_refuses_to_start_on_a_mismatch() {
     let line = "backend s: mode: it must be prefill, the engine's disaggregation_mode is decode";
     assert!(text.contains(line) && !text.contains("backend t"), "{text}");
     let text = Proxy::refusal(STRICT, &[of(&sglang, "s", "engine = \"sglang\"")]);
-    assert!(text.contains("it must be null"), "it takes no whole requests: {text}");
+    assert!(text.contains("it must be null"), "an engine that runs no colocated requests: {text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,7 +83,10 @@ async fn the_proxy_starts_without_a_mismatched_engine() {
     assert_eq!(shown["version"], "0.32.0");
     assert!(shown["misfits"][0].as_str().unwrap().contains("0.33.0"), "{shown}");
     let sent = [wrong.sent(), right.sent()].concat();
-    assert!(sent.iter().all(|sent| sent.json().get("kv_transfer_params").is_none()), "they paired");
+    assert!(
+        sent.iter().all(|sent| sent.json().get("kv_transfer_params").is_none()),
+        "a request was split"
+    );
     let page = send(proxy.admin, get("/metrics")).await.body;
     assert!(page.contains("tidegate_backend_misfit{backend=\"p\",reason=\"version\"} 1"), "{page}");
     assert!(page.contains("tidegate_backend_misfit{backend=\"d\",reason=\"version\"} 0"), "{page}");
@@ -91,7 +94,7 @@ async fn the_proxy_starts_without_a_mismatched_engine() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn engines_pair_only_with_the_same_version() {
+async fn requests_are_split_only_between_engines_of_the_same_version() {
     let (fakes, proxy) = three().await;
     for (changed, want) in [
         ((|fake: &Fake| fake.set_version("0.33.0")) as fn(&Fake), "version"),
@@ -177,9 +180,10 @@ async fn a_restarted_fixed_sglang_in_another_mode_is_out_of_service() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_without_reported_facts_is_not_checked() {
     let (a, b) = (Fake::start([], Act::Json(200, prefill_answer())).await, fake("0.33.0").await);
-    let said = "engine = \"vllm\"\nconnector = \"nixl\"\nrole = \"prefill\"\npin = true\nversion = \"0.33.0\"";
+    let versioned = "engine = \"vllm\"\nconnector = \"nixl\"\nrole = \"prefill\"\npin = true\nversion = \"0.33.0\"";
     let also = "engine = \"vllm\"\nconnector = \"nixl\"\nrole = \"decode\"\npin = true\nversion = \"0.33.0\"";
-    let proxy = Proxy::start(SPLIT, &[vllm("p", a.url(), said), vllm("d", b.url(), also)]).await;
+    let proxy =
+        Proxy::start(SPLIT, &[vllm("p", a.url(), versioned), vllm("d", b.url(), also)]).await;
     assert_eq!(proxy.post("/v1/chat/completions", &chat(false)).await.status, 200);
     assert!(b.sent()[0].json().get("kv_transfer_params").is_some());
     proxy.settles().await;

@@ -82,11 +82,11 @@ async fn the_planner_moves_engines_to_where_the_work_is() {
     assert_eq!(by_hand.status, 200, "{}", by_hand.body);
     let flips = proxy.admin("/v1/plan/history").await.as_array().unwrap().len() as u64 - 1;
     drop(proxy);
-    replays_to_the_same(&record, flips).await;
+    replay_equals_the_journal(&record, flips).await;
 }
 
 /// Replays the live planner's observations; compares with the journal's flips, except manual ones.
-async fn replays_to_the_same(record: &Path, flips: u64) {
+async fn replay_equals_the_journal(record: &Path, flips: u64) {
     let read = || std::fs::read_to_string(record).unwrap_or_default();
     // The file is closed when the control loop has stopped.
     let whole = |text: &str| text.contains("\"flipped\"") && text.ends_with('\n');
@@ -98,7 +98,7 @@ async fn replays_to_the_same(record: &Path, flips: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pinned_role_stays_whatever_the_load() {
+async fn a_pinned_role_is_independent_of_the_load() {
     let fleet = Emulated::start(3).await;
     let proxy = Proxy::start("[planner]\ndwell_seconds = 0.1\n", &engines(&fleet)).await;
     assert_eq!(proxy.set_role("e0", "{\"role\":\"decode\",\"pin\":true}").await.status, 200);

@@ -12,7 +12,7 @@ use crate::client::{get, leave_later, post, send, until, within};
 use crate::cluster::Cluster;
 use crate::fake::{Act, Fake, chat_answer};
 use crate::fleet::Emulated;
-use crate::process::{Serve, models_are_known, serve};
+use crate::process::{Serve, serve, until_models_are_served};
 use crate::proxy::{Engine, FREE, chat, config, plain, two_ports, vllm};
 
 const TOKEN: &str = "0123456789abcdef";
@@ -27,7 +27,7 @@ impl Gateway {
     async fn start(top: &str, engines: &[Engine]) -> Gateway {
         let (data, admin) = two_ports();
         let process = serve(&config(data, admin, top, engines));
-        within(models_are_known(data, admin)).await;
+        within(until_models_are_served(data, admin)).await;
         Gateway { process, data, admin }
     }
 
@@ -41,7 +41,7 @@ impl Gateway {
         backends.iter().find(|one| one["name"] == name).unwrap().clone()
     }
 
-    /// Waits for a view of the fleet.
+    /// Waits until the view of the fleet satisfies the condition.
     async fn shows(&self, what: impl Fn(&Value) -> bool) {
         let waiting = async {
             while !what(&self.fleet().await) {
@@ -51,7 +51,7 @@ impl Gateway {
         within(waiting).await;
     }
 
-    /// Waits until the streams of others on all backends are this many.
+    /// Waits until the streams of other gateways on all backends sum to this number.
     async fn counts(&self, streams: u64) {
         self.shows(|fleet| streams_of_others(fleet) == streams).await;
     }
@@ -71,7 +71,7 @@ fn streams_of_others(fleet: &Value) -> u64 {
     backends.iter().filter_map(|backend| backend["others"]["streams"].as_u64()).sum()
 }
 
-/// `[gateways]` of each of these addresses, with what follows.
+/// Returns the `[gateways]` section of each address, with further lines.
 fn listed(addresses: &[SocketAddr], more: &str) -> Vec<String> {
     let scheme = if more.contains("[gateways.tls]") { "https" } else { "http" };
     let urls: Vec<String> = addresses.iter().map(|a| format!("\"{scheme}://{a}\"")).collect();
@@ -116,12 +116,12 @@ async fn placement_counts_the_streams_of_other_gateways() {
         gateway.shows(|fleet| fleet["other_gateways"] == 2).await;
     }
     assert!(first.leads().await && !second.leads().await && !third.leads().await);
-    // Each engine takes one stream: the second gateway's goes to the engine that the first left free.
+    // Each engine has capacity for one stream: the second gateway's stream goes to the free engine.
     let held = first.holds();
     second.counts(1).await;
     let other = second.holds();
     until("each engine has one", || fakes.iter().all(|fake| fake.hanging() == 1)).await;
-    // The third gateway has sent nothing, and finds no engine free.
+    // The third gateway has sent nothing, and no engine has capacity.
     third.counts(2).await;
     let waiting = third.holds();
     third.shows(|fleet| fleet["waiting_requests"] == 1).await;
@@ -134,7 +134,7 @@ async fn placement_counts_the_streams_of_other_gateways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_leader_is_replaced_and_a_killed_gateway_leaves_the_sum() {
+async fn a_killed_leader_is_replaced_and_the_loads_of_a_killed_gateway_are_dropped() {
     let engine = Fake::start([], Act::Silent).await;
     let tops = listed(&addresses(), "");
     let engines = || [plain("a", &engine)];
@@ -152,11 +152,11 @@ async fn a_killed_leader_is_replaced_and_a_killed_gateway_leaves_the_sum() {
         gateway.counts(1).await;
     }
     assert!(second.leads().await && !third.leads().await);
-    // The first comes back: the second leads on.
+    // The first returns; the second remains leader.
     let first = Gateway::start(&tops[0], &engines()).await;
     first.counts(2).await;
     assert!(second.leads().await && !first.leads().await);
-    // One that stands still counts no more, and again when it goes on.
+    // The loads of a stopped gateway are dropped, and counted again when it continues.
     third.process.signal("-STOP");
     first.counts(1).await;
     third.process.signal("-CONT");
@@ -225,7 +225,7 @@ async fn the_holder_of_the_lease_sums_the_loads() {
             leader = Some(i);
         }
     }
-    let mut leader = gateways.remove(leader.expect("one leads"));
+    let mut leader = gateways.remove(leader.expect("a leader"));
     leader.process.child.kill().unwrap();
     for gateway in &gateways {
         gateway.counts(1).await;
@@ -234,7 +234,7 @@ async fn the_holder_of_the_lease_sums_the_loads() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_with_another_token_or_certificate_is_not_heard() {
+async fn reports_with_another_token_or_certificate_are_refused() {
     let engine = Fake::start([], Act::Json(200, chat_answer("x"))).await;
     let directory = tempfile::tempdir().unwrap();
     let (ours, theirs) =
@@ -247,7 +247,7 @@ async fn a_gateway_with_another_token_or_certificate_is_not_heard() {
     let good = tls(&ours, "good");
     let token = token_file(directory.path(), "good-token", TOKEN);
     let other = token_file(directory.path(), "other-token", "fedcba9876543210");
-    for (here, there, heard) in [
+    for (here, there, is_accepted) in [
         (token.clone(), token.clone(), true),
         (token.clone(), other, false),
         (good.clone(), good.clone(), true),
@@ -258,12 +258,12 @@ async fn a_gateway_with_another_token_or_certificate_is_not_heard() {
         let second = listed(&addresses, &there);
         let first = Gateway::start(&first[0], &[plain("a", &engine)]).await;
         let second = Gateway::start(&second[1], &[plain("a", &engine)]).await;
-        match heard {
+        match is_accepted {
             true => {
                 first.shows(|fleet| fleet["other_gateways"] == 1).await;
                 second.shows(|fleet| fleet["other_gateways"] == 1).await;
             }
-            // Each leads itself: neither hears the other.
+            // Each leads itself: neither accepts the other's reports.
             false => {
                 let leads = async {
                     while !(first.leads().await && second.leads().await) {

@@ -10,10 +10,10 @@ use tokio::time::Instant;
 use crate::client::{get, post, send, until, within};
 use crate::cluster::Cluster;
 use crate::fleet::Emulated;
-use crate::process::{Serve, models_are_known, serve};
+use crate::process::{Serve, serve, until_models_are_served};
 use crate::proxy::{FREE, config, two_ports, vllm};
 
-/// Short times; the planner moves nothing by itself, so that roles are those of the commands.
+/// Short times. Automatic role changes are off, so that roles change by commands only.
 const TOP: &str = "[probe]\ntimeout_seconds = 15\n[planner]\nenabled = false\n[gateways.kubernetes]\n\
                    lease = \"tidegate\"\nduration_seconds = 1.5\nrenew_deadline_seconds = 1\nretry_seconds = 0.2\n";
 
@@ -32,7 +32,7 @@ impl Gateway {
         let text = config(data, admin, &top, &engines);
         let text = text.replace("linger_seconds = 0", "linger_seconds = 15");
         let gateway = Gateway { process: serve(&text), data, admin };
-        within(models_are_known(data, admin)).await;
+        within(until_models_are_served(data, admin)).await;
         gateway
     }
 
@@ -208,6 +208,6 @@ async fn a_leader_that_drains_releases_its_lease() {
     leader.process.signal("-TERM");
     follower.takes_over().await;
     let exit = leader.process.child.try_wait().unwrap();
-    assert!(exit.is_none(), "it releases the Lease when its drain begins: {exit:?}");
+    assert!(exit.is_none(), "the Lease is released at the start of the drain: {exit:?}");
     assert!(!leader.leads().await);
 }

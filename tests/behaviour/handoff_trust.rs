@@ -30,7 +30,7 @@ async fn a_client_cannot_make_an_engine_connect_anywhere() {
     }
     assert!(fake.sent().is_empty());
     let answer = proxy.post("/v1/chat/completions", &body("\"kv_transfer_params\":null")).await;
-    assert_eq!(answer.status, 200, "null is no hand-off: {}", answer.body);
+    assert_eq!(answer.status, 200, "null is not a hand-off: {}", answer.body);
 
     let mut request = post("/v1/chat/completions", body("\"n\":1"));
     let forged = "___prefill_addr_169.254.169.254:1___decode_addr_10.0.0.1:2_0123";

@@ -20,8 +20,8 @@ fn is_bad(request: &Received) -> bool {
     request.body.ends_with(b"[1]}")
 }
 
-/// An engine that answers bad requests in this way, and serves the others.
-async fn judging_engine(answer: bytes::Bytes) -> RawEngine {
+/// An engine that gives this answer to bad requests and serves all others.
+async fn validating_engine(answer: bytes::Bytes) -> RawEngine {
     RawEngine::scripted(move |_, request| match is_bad(request) {
         true => vec![Play::Bytes(answer.clone())],
         false => ok(&chat_answer("hello")),
@@ -39,8 +39,10 @@ const GOOD: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"
 #[tokio::test(flavor = "multi_thread")]
 async fn a_500_of_every_engine_ejects_none_and_is_forwarded() {
     let case = case("03-status-500");
-    let engines =
-        [judging_engine(case.answer.clone()).await, judging_engine(case.answer.clone()).await];
+    let engines = [
+        validating_engine(case.answer.clone()).await,
+        validating_engine(case.answer.clone()).await,
+    ];
     let proxy = Proxy::start("", &[engines[0].engine("a"), engines[1].engine("b")]).await;
     for _ in 0..MANY {
         let answer = ask(&proxy, &case.request).await;
@@ -58,11 +60,11 @@ async fn a_500_of_every_engine_ejects_none_and_is_forwarded() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_single_engine_is_tried_once_and_not_ejected() {
     let case = case("03-status-500");
-    let engine = judging_engine(case.answer.clone()).await;
+    let engine = validating_engine(case.answer.clone()).await;
     let proxy = Proxy::start("", &[engine.engine("a")]).await;
     for n in 1..=MANY {
         assert_eq!(ask(&proxy, &case.request).await.status, 500);
-        assert_eq!(engine.received().len(), n, "the same engine would say the same");
+        assert_eq!(engine.received().len(), n, "the same engine would give the same answer");
     }
     assert_eq!(proxy.post("/v1/chat/completions", GOOD).await.status, 200);
     assert_eq!(health(&proxy, "a").await, "up");
@@ -72,8 +74,10 @@ async fn a_single_engine_is_tried_once_and_not_ejected() {
 #[tokio::test(flavor = "multi_thread")]
 async fn valid_requests_are_served_among_as_many_failing_ones() {
     let case = case("03-status-500");
-    let engines =
-        [judging_engine(case.answer.clone()).await, judging_engine(case.answer.clone()).await];
+    let engines = [
+        validating_engine(case.answer.clone()).await,
+        validating_engine(case.answer.clone()).await,
+    ];
     let proxy = Proxy::start("", &[engines[0].engine("a"), engines[1].engine("b")]).await;
     for _ in 0..5 {
         let good = (0..8).map(|_| proxy.post("/v1/chat/completions", GOOD));
@@ -116,8 +120,8 @@ async fn an_error_event_below_500_is_a_client_error_and_final() {
         let answer = ask(&proxy, &case.request).await;
         assert_eq!(answer.status, 400, "{answer:?}");
         assert_eq!(answer.text(), r#"{"error":{"message":"m","code":400}}"#);
-        let asked = engines.iter().map(|engine| engine.received().len()).sum::<usize>();
-        assert_eq!(asked, n, "it is not tried elsewhere");
+        let requests = engines.iter().map(|engine| engine.received().len()).sum::<usize>();
+        assert_eq!(requests, n, "the request is not retried");
     }
     for name in ["a", "b"] {
         assert_eq!(health(&proxy, name).await, "up");
@@ -132,12 +136,12 @@ async fn an_engine_that_fails_requests_another_serves_is_ejected() {
     let good = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
     let top = "[outlier_ejection]\nejection_seconds = 600\nejection_max_seconds = 600\n";
     let proxy = Proxy::start(top, &[plain("broken", &broken), plain("good", &good)]).await;
-    let mut asked = 0;
+    let mut requests = 0;
     while health(&proxy, "broken").await != "ejected" {
-        let body = chat_with(false, &format!("{asked} words ").repeat(9), "");
+        let body = chat_with(false, &format!("{requests} words ").repeat(9), "");
         assert_eq!(proxy.post("/v1/chat/completions", &body).await.status, 200);
-        asked += 1;
-        assert!(asked < 200, "it is never ejected");
+        requests += 1;
+        assert!(requests < 200, "the engine is never ejected");
     }
     let reason = proxy.backend("broken").await["health_reason"].to_string();
     assert!(reason.contains("CUDA error"), "{reason}");
@@ -193,8 +197,8 @@ async fn an_engine_with_a_paused_stream_serves_other_requests() {
     client.read_to("\"a\"").await;
     proxy.shows("a", |backend| backend["health"] == "silent").await;
     assert_eq!(proxy.post("/v1/chat/completions", GOOD).await.status, 200);
-    engine.go_on();
-    assert!(client.answer().await.whole, "a pause is no failure");
+    engine.resume();
+    assert!(client.answer().await.whole, "a pause is not a failure");
     proxy.shows("a", |backend| backend["health"] == "up").await;
     proxy.settles().await;
 }
@@ -244,7 +248,7 @@ async fn a_client_that_stops_reading_is_no_evidence_against_its_engine() {
     })
     .await;
     let proxy = Proxy::start("", &[engine.engine("a")]).await;
-    let mut client = RawClient::with_little_room(proxy.data).await;
+    let mut client = RawClient::with_small_buffer(proxy.data).await;
     client.send(&case("01-silent").request).await;
     until("the engine is blocked", || engine.playing() == 1).await;
     // Longer than the silence limit of a stream.
@@ -292,7 +296,7 @@ async fn a_prefill_leg_refused_for_its_edits_runs_colocated_and_is_no_failure() 
     }
     assert_eq!(health(&proxy, "p").await, "up");
     let answer = proxy.post("/v1/chat/completions", &chat(false)).await;
-    assert!(answer.body.contains("split"), "others are split as before: {}", answer.body);
+    assert!(answer.body.contains("split"), "other requests are still split: {}", answer.body);
     proxy.settles().await;
 }
 

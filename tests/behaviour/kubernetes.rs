@@ -1,4 +1,4 @@
-//! Pods as backends: what the source publishes while pods, labels, pools, watches and the API server
+//! Pods as backends: the backends published while pods, labels, pools, watches and the API server
 //! change. Tests of faults use the fake; the others also run against `TIDEGATE_TEST_KUBECONFIG`.
 
 use serde_json::json;
@@ -16,7 +16,7 @@ fn rules() -> PodSettings {
     PodSettings { selector: Some("app=vllm".into()), ..PodSettings::default() }
 }
 
-/// A pod of the fake that is seen.
+/// Starts the fake with one pod, which has been published.
 async fn with_one_pod() -> (Cluster, Seen) {
     let cluster = Cluster::fake().await;
     cluster.pod("a", "10.0.0.1", json!({"app": "vllm"})).await;
@@ -36,7 +36,7 @@ async fn requested(cluster: &Cluster, prefix: &str) {
 }
 
 #[tokio::test]
-async fn pods_come_change_and_go() {
+async fn pods_are_added_changed_and_removed() {
     let cluster = Cluster::start("pods").await;
     cluster.pod("other", "10.0.0.9", json!({"app": "web"})).await;
     let mut seen = cluster.watch(rules());
@@ -56,7 +56,7 @@ async fn pods_come_change_and_go() {
 }
 
 #[tokio::test]
-async fn a_pod_that_leaves_the_selector_leaves_and_comes_back() {
+async fn a_pod_that_stops_matching_the_selector_is_removed_until_it_matches_again() {
     let cluster = Cluster::start("selector").await;
     cluster.pod("a", "10.0.0.1", json!({"app": "vllm"})).await;
     let mut seen = cluster.watch(rules());
@@ -71,7 +71,7 @@ async fn a_pod_that_leaves_the_selector_leaves_and_comes_back() {
 }
 
 #[tokio::test]
-async fn a_pod_that_is_made_again_has_another_uid() {
+async fn a_recreated_pod_has_another_uid() {
     let cluster = Cluster::start("uid").await;
     cluster.pod("a", "10.0.0.1", json!({"app": "vllm"})).await;
     let mut seen = cluster.watch(rules());
@@ -113,7 +113,7 @@ async fn an_inference_pool_selects_pods_and_ports() {
 }
 
 #[tokio::test]
-async fn a_watch_that_breaks_goes_on_where_it_was() {
+async fn a_broken_watch_resumes_at_its_version() {
     let (cluster, mut seen) = with_one_pod().await;
     let fake = cluster.fake.as_ref().unwrap();
     requested(&cluster, "watch").await;
@@ -130,13 +130,13 @@ async fn a_watch_that_breaks_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn an_expired_version_lists_again() {
+async fn an_expired_version_causes_a_new_list() {
     let (cluster, mut seen) = with_one_pod().await;
     let fake = cluster.fake.as_ref().unwrap();
     requested(&cluster, "watch").await;
     cluster.pod("b", "10.0.0.2", json!({"app": "vllm"})).await;
     seen.until(&["a http://10.0.0.1:8000 -", "b http://10.0.0.2:8000 -"]).await;
-    // Changes that no watch has delivered, and no history of them.
+    // Changes that no watch has delivered; their history is dropped.
     fake.fail_watches(vec![Fault::Status(500, 0)]);
     fake.break_watches();
     cluster.delete("a").await;
@@ -148,7 +148,7 @@ async fn an_expired_version_lists_again() {
 }
 
 #[tokio::test]
-async fn a_410_in_place_of_a_watch_lists_again_and_keeps_the_backends() {
+async fn a_410_to_a_watch_causes_a_new_list_and_keeps_the_backends() {
     for fault in [Fault::Status(410, 0), Fault::ErrorEvent(410)] {
         let (cluster, mut seen) = with_one_pod().await;
         let fake = cluster.fake.as_ref().unwrap();
@@ -172,7 +172,7 @@ async fn bookmarks_move_the_version_so_that_no_list_is_needed() {
     cluster.pod("b", "10.0.0.2", json!({"app": "vllm"})).await;
     seen.until(&["a http://10.0.0.1:8000 -", "b http://10.0.0.2:8000 -"]).await;
     fake.bookmark();
-    // The bookmark is the newest version; all history before it goes.
+    // The bookmark is the newest version; the history before it is dropped.
     cluster.label("b", json!({"app": "vllm", "x": "1"})).await;
     cluster.pod("c", "10.0.0.3", json!({"app": "vllm"})).await;
     seen.until(&[
@@ -188,7 +188,7 @@ async fn bookmarks_move_the_version_so_that_no_list_is_needed() {
 }
 
 #[tokio::test]
-async fn too_many_requests_and_conflicts_are_retried_and_keep_the_backends() {
+async fn statuses_429_and_409_are_retried_and_keep_the_backends() {
     let (cluster, mut seen) = with_one_pod().await;
     let fake = cluster.fake.as_ref().unwrap();
     requested(&cluster, "watch").await;
@@ -226,7 +226,7 @@ async fn nothing_is_published_before_the_first_list() {
 }
 
 #[tokio::test]
-async fn a_deleted_pool_leaves_its_backends() {
+async fn a_deleted_pool_keeps_its_backends() {
     let cluster = Cluster::fake().await;
     cluster.pod("a", "10.0.0.1", json!({"app": "vllm"})).await;
     let pool = PodSettings { inference_pool: Some("later".into()), ..PodSettings::default() };
@@ -273,7 +273,7 @@ async fn a_replaced_token_is_read_again() {
 }
 
 #[tokio::test]
-async fn the_api_server_is_verified_and_gets_our_certificate_and_token() {
+async fn the_api_server_is_verified_and_receives_the_client_certificate_and_token() {
     let cluster = Cluster::fake().await;
     let fake = cluster.fake.as_ref().unwrap();
     cluster.pod("a", "10.0.0.1", json!({"app": "vllm"})).await;
@@ -299,5 +299,5 @@ async fn the_api_server_is_verified_and_gets_our_certificate_and_token() {
     let mut seen = cluster.watch_with(rules(), access(&authority));
     seen.until(&["a http://10.0.0.1:8000 -"]).await;
     assert_eq!(fake.authorizations(), ["Bearer secret"]);
-    assert_eq!(stranger.now(), None, "its certificate is of another authority");
+    assert_eq!(stranger.now(), None, "the certificate is from another authority");
 }

@@ -41,7 +41,7 @@ fn plan(seq: u64) -> SharedPlan {
     SharedPlan { epoch: 0, seq, roles: BTreeMap::from([("a".to_owned(), Role::Prefill)]) }
 }
 
-/// Waits until one leads, and takes it out.
+/// Waits for a leader, and removes it from the list.
 async fn leader(all: &mut Vec<Contender>) -> Contender {
     let searching = async {
         loop {
@@ -55,7 +55,7 @@ async fn leader(all: &mut Vec<Contender>) -> Contender {
 }
 
 #[tokio::test]
-async fn one_leads_and_its_plan_reaches_all() {
+async fn one_contender_leads_and_its_plan_is_published_to_all() {
     let cluster = Cluster::start("lease").await;
     let mut all: Vec<Contender> =
         ["a", "b", "c"].map(|name| Contender::start(&cluster, name)).into();

@@ -16,7 +16,7 @@ const BLOCK: usize = 64;
 /// Messages that an engine publishes and replays on request.
 struct Publisher {
     socket: PubSocket,
-    said: Arc<Mutex<Vec<Vec<u8>>>>,
+    messages: Arc<Mutex<Vec<Vec<u8>>>>,
     folder: tempfile::TempDir,
 }
 
@@ -28,8 +28,8 @@ impl Publisher {
         socket.bind(&address("events")).await.unwrap();
         let mut questions = RouterSocket::new();
         questions.bind(&address("replay")).await.unwrap();
-        let said: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
-        let known = Arc::clone(&said);
+        let messages: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+        let known = Arc::clone(&messages);
         tokio::spawn(async move {
             while let Ok(question) = questions.recv().await {
                 let frames = question.into_vec();
@@ -45,21 +45,21 @@ impl Publisher {
                 }
             }
         });
-        Publisher { socket, said, folder }
+        Publisher { socket, messages, folder }
     }
 
     /// Stores a message for replay.
     fn remember(&self, events: serde_json::Value) {
-        let mut said = self.said.lock().unwrap();
-        let at = said.len() as f64;
-        said.push(rmp_serde::to_vec(&json!([at, events, 0])).unwrap());
+        let mut messages = self.messages.lock().unwrap();
+        let at = messages.len() as f64;
+        messages.push(rmp_serde::to_vec(&json!([at, events, 0])).unwrap());
     }
 
     /// Publishes the last stored message.
     async fn publish_last(&mut self) {
         let (number, payload) = {
-            let said = self.said.lock().unwrap();
-            (said.len() as u64 - 1, said.last().unwrap().clone())
+            let messages = self.messages.lock().unwrap();
+            (messages.len() as u64 - 1, messages.last().unwrap().clone())
         };
         let number = Bytes::copy_from_slice(&number.to_be_bytes());
         let message = [Bytes::from_static(b"kv@x"), number, payload.into()];
@@ -110,10 +110,10 @@ async fn ask(proxy: &Proxy, of: u32) {
     proxy.settles().await;
 }
 
-/// Returns a metric of the backend `told`.
+/// Returns a metric of the backend `publishing`.
 async fn metric(proxy: &Proxy, name: &str) -> u64 {
     let page = send(proxy.admin, get("/metrics")).await.body;
-    let start = format!("{name}{{backend=\"told\"}} ");
+    let start = format!("{name}{{backend=\"publishing\"}} ");
     let line = page.lines().find_map(|line| line.strip_prefix(&start));
     line.unwrap_or_else(|| panic!("{name} is not on the page")).parse().unwrap()
 }
@@ -125,18 +125,20 @@ async fn until_metric(proxy: &Proxy, name: &str, value: u64) {
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    panic!("{name} never was {value}: {}", metric(proxy, name).await);
+    panic!("{name} did not become {value}: {}", metric(proxy, name).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn prompts_are_routed_to_the_engine_whose_kv_events_report_their_prefix() {
     let act = || Act::Json(200, answer());
-    let (told, other) = (Fake::start([], act()).await, Fake::start([], act()).await);
+    let (publishing, other) = (Fake::start([], act()).await, Fake::start([], act()).await);
     let mut publisher = Publisher::start().await;
     // Stored before the proxy started: a replay delivers it.
     publisher.remember(json!([stored(1)]));
-    let engines =
-        [plain("other", &other), Engine { name: "told", url: told.url(), more: publisher.toml() }];
+    let engines = [
+        plain("other", &other),
+        Engine { name: "publishing", url: publishing.url(), more: publisher.toml() },
+    ];
     let proxy = Proxy::start(&model(), &engines).await;
     until_metric(&proxy, "tidegate_kv_events_complete", 1).await;
     assert_eq!(metric(&proxy, "tidegate_kv_event_blocks").await, 3);
@@ -145,7 +147,7 @@ async fn prompts_are_routed_to_the_engine_whose_kv_events_report_their_prefix() 
     for _ in 0..4 {
         ask(&proxy, 1).await;
     }
-    assert_eq!((told.sent().len(), other.sent().len()), (4, 0));
+    assert_eq!((publishing.sent().len(), other.sent().len()), (4, 0));
     // Whole blocks of the engine, without the last token, as the engine then reports.
     let counted_on = metric(&proxy, "tidegate_prefix_predicted_tokens_total").await;
     assert_eq!(counted_on, 4 * 2 * BLOCK as u64);
@@ -157,7 +159,7 @@ async fn prompts_are_routed_to_the_engine_whose_kv_events_report_their_prefix() 
     publisher.publish_last().await;
     // The block count is three before and after: only the removal shows that the replay is
     // complete.
-    let removed = "tidegate_kv_event_blocks_total{backend=\"told\",kind=\"removed\"} 3";
+    let removed = "tidegate_kv_event_blocks_total{backend=\"publishing\",kind=\"removed\"} 3";
     crate::client::within(async {
         while !send(proxy.admin, get("/metrics")).await.body.contains(removed) {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -167,7 +169,7 @@ async fn prompts_are_routed_to_the_engine_whose_kv_events_report_their_prefix() 
     for _ in 0..4 {
         ask(&proxy, 2).await;
     }
-    assert_eq!((told.sent().len(), other.sent().len()), (8, 0));
+    assert_eq!((publishing.sent().len(), other.sent().len()), (8, 0));
     assert_eq!(metric(&proxy, "tidegate_kv_events_complete").await, 1);
     assert_eq!(metric(&proxy, "tidegate_kv_event_messages_lost_total").await, 0);
 }
@@ -175,16 +177,18 @@ async fn prompts_are_routed_to_the_engine_whose_kv_events_report_their_prefix() 
 #[tokio::test(flavor = "multi_thread")]
 async fn kv_events_override_predictions_from_routed_requests() {
     let act = || Act::Json(200, answer());
-    let (told, other) = (Fake::start([], act()).await, Fake::start([], act()).await);
+    let (publishing, other) = (Fake::start([], act()).await, Fake::start([], act()).await);
     let mut publisher = Publisher::start().await;
     publisher.remember(json!([]));
-    let engines =
-        [plain("other", &other), Engine { name: "told", url: told.url(), more: publisher.toml() }];
+    let engines = [
+        plain("other", &other),
+        Engine { name: "publishing", url: publishing.url(), more: publisher.toml() },
+    ];
     let proxy = Proxy::start(&model(), &engines).await;
     until_metric(&proxy, "tidegate_kv_events_complete", 1).await;
-    // The first engine asked answers: repeated until it is this one.
+    // Repeated until this engine is chosen.
     let mut of = 1;
-    while told.sent().is_empty() {
+    while publishing.sent().is_empty() {
         of += 1;
         ask(&proxy, of).await;
     }
@@ -196,7 +200,7 @@ async fn kv_events_override_predictions_from_routed_requests() {
     publisher.publish_last().await;
     until_metric(&proxy, "tidegate_kv_event_blocks", 3).await;
     ask(&proxy, of).await;
-    assert_eq!(told.sent().len(), 2);
+    assert_eq!(publishing.sent().len(), 2);
     let counted_on = metric(&proxy, "tidegate_prefix_predicted_tokens_total").await;
     assert_eq!(counted_on, 2 * BLOCK as u64);
 }

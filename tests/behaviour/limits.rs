@@ -67,7 +67,7 @@ async fn an_h2_connection_without_streams_is_closed() {
     client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
     let mut all = Vec::new();
     within(client.read_to_end(&mut all)).await.unwrap();
-    assert!(all.len() > 9, "settings and a GOAWAY came before the end");
+    assert!(all.len() > 9, "SETTINGS and GOAWAY frames before the end");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! Load under which no request may fail.
+//! Load during which no request may fail.
 
 use http::HeaderValue;
 use std::sync::Arc;

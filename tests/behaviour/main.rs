@@ -1,7 +1,7 @@
 //! Whole-program tests by behaviour: a real proxy on real sockets in front of scripted or emulated
 //! engines. One binary, one module per subject.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "tests use sockets")]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue has failed")]
 
 mod accounting;
 mod admin;

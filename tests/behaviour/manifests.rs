@@ -46,7 +46,7 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty())
 }
 
-/// Why a query cannot use the name.
+/// Returns the reason why a query cannot use the name.
 fn problem(name: &str, known: &BTreeMap<String, String>) -> Option<String> {
     let series = SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix));
     match (known.get(name).map(String::as_str), series.and_then(|base| known.get(base))) {

@@ -29,7 +29,7 @@ fn body(model: &str) -> String {
 }
 
 /// Starts a proxy that serves all these models.
-async fn knowing(top: &str, engines: &[Engine], models: &[&str]) -> Proxy {
+async fn serving_all(top: &str, engines: &[Engine], models: &[&str]) -> Proxy {
     let proxy = Proxy::start_cold(top, engines);
     until("it listens", || std::net::TcpStream::connect(proxy.data).is_ok()).await;
     loop {
@@ -46,7 +46,7 @@ async fn knowing(top: &str, engines: &[Engine], models: &[&str]) -> Proxy {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_multipart_form_is_routed_by_its_model_and_refused_if_the_model_is_unknown() {
     let [a, b] = [serving(&["m"]).await, serving(&["w"]).await];
-    let proxy = knowing("", &[plain("a", &a), plain("b", &b)], &["m", "w"]).await;
+    let proxy = serving_all("", &[plain("a", &a), plain("b", &b)], &["m", "w"]).await;
     let case = case("06-multipart");
     for _ in 0..4 {
         assert_eq!(ask(&proxy, &case.request).await.status, 200);
@@ -101,7 +101,7 @@ async fn unknown_models_trigger_queries_at_a_bounded_rate() {
     let fake = serving(&["m"]).await;
     let top = "[probe]\ninterval_seconds = 3600\ntimeout_seconds = 15\n";
     let proxy = Proxy::start(top, &[plain("a", &fake)]).await;
-    let before = fake.asked("/v1/models");
+    let before = fake.count_of("/v1/models");
     let began = std::time::Instant::now();
     let mut asking = tokio::task::JoinSet::new();
     for n in 0..120 {
@@ -114,7 +114,7 @@ async fn unknown_models_trigger_queries_at_a_bounded_rate() {
         assert_eq!(answer.status, 404);
         assert_eq!(answer.json()["error"]["code"], "model_not_found");
     }
-    let rounds = fake.asked("/v1/models") - before;
+    let rounds = fake.count_of("/v1/models") - before;
     let most = began.elapsed().as_secs() as usize + 2;
     assert!((1..=most).contains(&rounds), "{rounds} rounds");
     assert!(fake.sent().is_empty());
@@ -131,7 +131,7 @@ async fn an_alias_is_listed_and_becomes_the_models_name() {
     assert_eq!(
         fake.sent()[0].body,
         sent.replace("\"gpt-4\"", "\"org/m\""),
-        "nothing else is changed"
+        "no other member is changed"
     );
     let form = "--x\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nd\r\n--x--\r\n";
     let mut request = post("/v1/audio/transcriptions", form);
@@ -164,7 +164,7 @@ async fn an_alias_is_listed_and_becomes_the_models_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prompt_goes_to_a_backend_whose_context_it_fits() {
+async fn a_prompt_is_routed_to_a_backend_with_sufficient_context_length() {
     let [short, long] = [serving(&["m"]).await, serving(&["m"]).await];
     short.set_model("m", 200);
     long.set_model("m", 4000);
@@ -180,7 +180,7 @@ async fn a_prompt_goes_to_a_backend_whose_context_it_fits() {
     for _ in 0..24 {
         assert_eq!(proxy.post(CHAT, &chat_with(false, "word", "")).await.status, 200);
     }
-    assert!(!short.sent().is_empty(), "what fits goes to either");
+    assert!(!short.sent().is_empty(), "short prompts are routed to either engine");
     // If no context is long enough, the engine with the longest one validates the request.
     let before = long.sent().len();
     let answer = proxy.post(CHAT, &chat_with(false, &"word ".repeat(40_000), "")).await;
@@ -189,7 +189,7 @@ async fn a_prompt_goes_to_a_backend_whose_context_it_fits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn azures_key_header_is_a_key() {
+async fn azures_key_header_is_accepted() {
     let fake = serving(&["m"]).await;
     let top = "[[auth.keys]]\nname = \"team\"\nkey = \"secret-key-of-a-team\"\n";
     let proxy = Proxy::start(top, &[plain("a", &fake)]).await;

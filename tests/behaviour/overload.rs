@@ -39,8 +39,11 @@ async fn if_all_engines_refuse_the_client_gets_their_status_message_and_retry_af
             assert_eq!(answer.status, status, "{cases:?}: {answer:?}");
             assert_eq!(answer.header("retry-after"), Some("30"), "{cases:?}");
             assert_eq!(message(&answer.body), "why");
-            let asked: Vec<_> = engines.iter().map(|engine| engine.received().len()).collect();
-            assert!(asked.iter().all(|asked| *asked == n), "each once a request: {asked:?}");
+            let received: Vec<_> = engines.iter().map(|engine| engine.received().len()).collect();
+            assert!(
+                received.iter().all(|received| *received == n),
+                "each engine once per request: {received:?}"
+            );
         }
         proxy.settles().await;
     }
@@ -58,7 +61,7 @@ async fn requests_move_from_refusing_engines_to_the_serving_one() {
     }
     assert_eq!(good.sent().len(), MANY);
     for engine in [a, b] {
-        assert!(engine.received().len() <= 1, "it asked to be left alone for 30 s");
+        assert!(engine.received().len() <= 1, "the engine sent Retry-After: 30");
     }
     for name in ["a", "b"] {
         let health = proxy.backend(name).await["health"].clone();

@@ -49,7 +49,7 @@ async fn rule_2_short_and_unsplittable_requests_run_colocated_on_a_decode_engine
         assert_eq!(sent.len(), before + 1, "one leg: {body}");
         assert!(sent.iter().any(|sent| sent.body == body), "byte for byte: {body}");
     }
-    assert!(d.sent().len() >= 8, "where the roles allow it on the decode engine");
+    assert!(d.sent().len() >= 8, "on the decode engine where the roles allow it");
     proxy.settles().await;
 }
 
@@ -67,14 +67,14 @@ async fn rule_3_the_decode_engine_is_chosen_at_the_end_of_the_prefill() {
     };
     role("b", "draining").await;
     let body = chat(true);
-    let asked = proxy.post("/v1/chat/completions", &body);
+    let request = proxy.post("/v1/chat/completions", &body);
     let flips = async {
         until("it prefills", || p.sent().len() == 1).await;
         assert!(a.sent().is_empty() && b.sent().is_empty());
         role("b", "decode").await;
         role("a", "draining").await;
     };
-    let (answer, ()) = tokio::join!(asked, flips);
+    let (answer, ()) = tokio::join!(request, flips);
     assert_eq!(answer.body, chat_chunks(3).concat());
     assert_eq!((a.sent().len(), b.sent().len()), (0, 1), "the other engine decodes after the flip");
     assert!(is_handed(&b.sent()[0].json()));
@@ -82,7 +82,7 @@ async fn rule_3_the_decode_engine_is_chosen_at_the_end_of_the_prefill() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rule_4_a_hand_off_past_its_deadline_decodes_without_it() {
+async fn rule_4_after_the_hand_off_deadline_the_decode_leg_has_no_hand_off() {
     let p = Fake::start([], Act::Slow(200, prefill_answer())).await;
     let d = Fake::start([], Act::Hang(chat_chunks(1)[..2].to_vec())).await;
     let full: &'static str = format!("{DECODE}\nstreams_max = 1").leak();
@@ -94,10 +94,10 @@ async fn rule_4_a_hand_off_past_its_deadline_decodes_without_it() {
     let clients = bodies.each_ref().map(ask);
     until("both decode", || d.sent().len() == 2).await;
     let sent = d.sent();
-    assert!(is_handed(&sent[0].json()), "the one that got the seat");
+    assert!(is_handed(&sent[0].json()), "the request that got the slot");
     assert!(
         bodies.iter().any(|body| sent[1].body == body),
-        "the client's own: its blocks may be gone"
+        "the client's body: the blocks may have been freed"
     );
     assert_eq!(p.sent().len(), 2);
     clients.iter().for_each(|client| client.abort());
@@ -105,7 +105,7 @@ async fn rule_4_a_hand_off_past_its_deadline_decodes_without_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rule_7_a_hand_off_seen_by_a_decode_engine_is_not_sent_to_another() {
+async fn rule_7_a_hand_off_sent_to_a_decode_engine_is_not_sent_to_another() {
     let handed_over = |engine: &str| {
         prefill_answer()
             .replace("\"remote_request_id\":\"r\"", &format!("\"remote_request_id\":\"{engine}\""))
@@ -175,7 +175,7 @@ async fn rule_9_hand_offs_stay_within_a_compatibility_group() {
     proxy.settles().await;
     for group in [&pull, &push] {
         let (p, d) = (group.stats(0), group.stats(1));
-        assert!(d.transfers_in > 0, "both groups had work: {d:?}");
+        assert!(d.transfers_in > 0, "both groups transferred KV: {d:?}");
         assert_eq!((d.transfers_failed, d.recomputes), (0, 0));
         assert_eq!((p.bytes_out, p.held), (d.bytes_in, 0));
     }

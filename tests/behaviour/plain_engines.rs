@@ -1,5 +1,5 @@
-//! Engine families without hand-offs: probed at the lowest cost, given whole requests by cost, and
-//! never flipped.
+//! Engine families without hand-offs: probed at the lowest cost, sent colocated
+//! requests by cost, and never flipped.
 
 use tokio::task::JoinSet;
 
@@ -120,11 +120,11 @@ async fn a_recovered_engine_is_ramped_up_by_slow_start() {
     proxy.shows("a", |backend| backend["streams"] == 20).await;
     b.set_answer("/health", 200, "");
     proxy.shows("b", |backend| backend["health"] == "up").await;
-    // More than the other engine's capacity: requests that b may not take yet wait.
+    // More than the other engine's capacity: requests that b cannot take yet wait.
     begin(20);
     proxy.shows("a", |backend| backend["streams"] == 24).await;
     let first = proxy.backend("b").await["streams"].as_u64().unwrap();
-    assert!((1..=6).contains(&first), "at first it has a tenth of what its peer has: {first}");
+    assert!((1..=6).contains(&first), "slow start begins at a tenth of the peer's load: {first}");
     assert!(proxy.waiting() > 0);
     proxy.shows("b", |backend| backend["streams"].as_u64() >= Some(12)).await;
     while let Some(answer) = load.join_next().await {

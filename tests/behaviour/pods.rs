@@ -59,7 +59,7 @@ async fn up(proxy: &Proxy, names: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pods_appear_serve_and_go_away_under_load_without_a_failed_request() {
+async fn pods_join_serve_and_leave_under_load_without_a_failed_request() {
     let fleet = Emulated::start(3).await;
     let cluster = Cluster::start("backends").await;
     let proxy = Proxy::start_cold(&settings(&cluster, ""), &[]);
@@ -83,7 +83,7 @@ async fn pods_appear_serve_and_go_away_under_load_without_a_failed_request() {
     load.serves_more().await;
     cluster.status("b", "127.0.0.1", "True").await;
     up(&proxy, &["b", "c"]).await;
-    // Made again under its name.
+    // Recreated under the same name.
     cluster.pod("a", "127.0.0.1", labels(&fleet, 0, None)).await;
     up(&proxy, &["a", "b", "c"]).await;
     load.serves_more().await;
@@ -107,7 +107,7 @@ async fn pods_that_exist_at_the_start_are_in_the_first_table() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_role_label_gives_the_first_role_and_a_later_change_of_it_changes_nothing() {
+async fn the_role_label_sets_the_initial_role_and_later_changes_of_it_are_ignored() {
     let fleet = Emulated::start(2).await;
     let cluster = Cluster::fake().await;
     let top = settings(&cluster, "").replace("[planner]", "[planner]\nenabled = false");
@@ -128,7 +128,7 @@ async fn the_role_label_gives_the_first_role_and_a_later_change_of_it_changes_no
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_terminating_pod_gets_no_new_work_and_finishes_its_streams() {
+async fn a_terminating_pod_receives_no_new_requests_and_finishes_its_streams() {
     let fleet = Emulated::start(2).await;
     let cluster = Cluster::fake().await;
     cluster.pod("a", "127.0.0.1", labels(&fleet, 0, None)).await;
@@ -161,7 +161,7 @@ async fn broken_watches_and_an_absent_api_server_leave_the_last_known_pods() {
     fake.break_watches();
     load.serves_more().await;
     assert_eq!(proxy.names().await, ["a", "b"]);
-    // The watch is at work again, and its delays begin anew.
+    // The watch has recovered, and its back-off is reset.
     cluster.pod("c", "127.0.0.1", labels(&fleet, 2, None)).await;
     up(&proxy, &["a", "b", "c"]).await;
     cluster.fake.as_mut().unwrap().stop();
@@ -191,7 +191,7 @@ async fn other_backends_serve_while_the_api_server_is_absent_at_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_ranks_of_one_pod_are_backends_that_come_and_go_together() {
+async fn the_ranks_of_one_pod_are_backends_that_join_and_leave_together() {
     let fleet = Emulated::start(2).await;
     let cluster = Cluster::fake().await;
     let ports = [0, 1].map(|engine| fleet.address(engine).port());
@@ -207,7 +207,7 @@ async fn the_ranks_of_one_pod_are_backends_that_come_and_go_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn labels_that_tidegate_writes_itself_replace_no_pod() {
+async fn labels_written_by_tidegate_do_not_replace_pods() {
     let fleet = Emulated::start(1).await;
     let cluster = Cluster::fake().await;
     cluster.pod("a", "127.0.0.1", labels(&fleet, 0, Some("draining"))).await;

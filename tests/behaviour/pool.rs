@@ -16,7 +16,7 @@ fn answer(number: usize) -> String {
 
 /// An engine that sends a second answer after a delay of `late`, and a client that repeats its
 /// request after `pause`: each answer must be the client's own.
-async fn no_answer_is_crossed(late: Duration, pause: Duration, requests: usize) {
+async fn answers_match_requests(late: Duration, pause: Duration, requests: usize) {
     let engine = RawEngine::scripted(move |number, _| {
         let answered = Play::bytes(answer(number));
         let surplus = Play::bytes(SURPLUS);
@@ -45,13 +45,13 @@ async fn no_answer_is_crossed(late: Duration, pause: Duration, requests: usize) 
 #[tokio::test(flavor = "multi_thread")]
 async fn surplus_bytes_of_an_answer_reach_no_other_client() {
     let ms = Duration::from_millis;
-    no_answer_is_crossed(Duration::ZERO, Duration::ZERO, 50).await;
-    no_answer_is_crossed(Duration::from_micros(3), ms(5), 30).await;
-    no_answer_is_crossed(ms(10), ms(40), 15).await;
+    answers_match_requests(Duration::ZERO, Duration::ZERO, 50).await;
+    answers_match_requests(Duration::from_micros(3), ms(5), 30).await;
+    answers_match_requests(ms(10), ms(40), 15).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_time_out_that_the_engine_announces_costs_no_request() {
+async fn an_announced_idle_time_out_fails_no_request() {
     const TIMED_OUT: &str =
         "HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     // Before the next request arrives, and as its answer.
@@ -68,7 +68,7 @@ async fn an_idle_time_out_that_the_engine_announces_costs_no_request() {
         let ask = || proxy.post("/v1/chat/completions", "{\"model\":\"m\",\"messages\":[]}");
         assert_eq!(ask().await.body, "{\"number\":0}");
         if before {
-            engine.go_on();
+            engine.resume();
             until("it has closed", || engine.playing() == 0).await;
         }
         // The connection is kept afterwards: the engine is not classified as sending surplus bytes.

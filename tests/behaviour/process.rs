@@ -52,7 +52,7 @@ pub fn serve_with(text: &str, args: &[&str]) -> Serve {
 }
 
 impl Serve {
-    /// A process without a configuration file.
+    /// Wraps a process without a configuration file.
     pub fn of(child: Child) -> Serve {
         Serve { child, _directory: None }
     }
@@ -73,8 +73,8 @@ impl Serve {
     }
 }
 
-/// Waits until it listens on both ports and has probed its engine.
-pub async fn models_are_known(data: SocketAddr, admin: SocketAddr) {
+/// Waits until the proxy listens on both ports and has probed its engine.
+pub async fn until_models_are_served(data: SocketAddr, admin: SocketAddr) {
     until("it listens", || std::net::TcpStream::connect(data).is_ok()).await;
     until("it is up", || std::net::TcpStream::connect(admin).is_ok()).await;
     while !send(data, get("/v1/models")).await.body.contains("\"m\"") {
@@ -89,7 +89,7 @@ async fn sigterm_lets_streams_finish_turns_unready_and_exits_0() {
     let fake = Fake::start([], Act::Chunks([chunks, end].concat())).await;
     let (data, admin) = two_ports();
     let mut serve = serve(&config(data, admin, "", &[plain("a", &fake)]));
-    models_are_known(data, admin).await;
+    until_models_are_served(data, admin).await;
     let mut stream = open(data, post("/v1/chat/completions", chat(true))).await.unwrap();
     let mut text = stream.chunk().await.unwrap().unwrap().to_vec();
     serve.signal("-TERM");
@@ -108,7 +108,7 @@ async fn sigterm_lets_streams_finish_turns_unready_and_exits_0() {
 }
 
 /// Returns the output of a command for this configuration, and whether it succeeds.
-fn says(command: &str, path: &std::path::Path) -> (bool, String) {
+fn output_of(command: &str, path: &std::path::Path) -> (bool, String) {
     let output = tidegate().args([command, "--config"]).arg(path).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8(text).unwrap())
@@ -146,11 +146,11 @@ fn check_and_serve_agree_on_files() {
         let engines = [vllm("a", "http://127.0.0.1:9".to_owned(), FREE)];
         std::fs::write(&path, config(data, admin, &top, &engines)).unwrap();
         let lines = ["check", "serve"].map(|command| {
-            let (ok, text) = says(command, &path);
-            assert!(!ok, "{command} is content with {top}");
+            let (ok, text) = output_of(command, &path);
+            assert!(!ok, "{command} accepts {top}");
             let found = text.lines().find(|line| line.starts_with(&format!("{setting}:")));
             found
-                .unwrap_or_else(|| panic!("{command} says nothing of {setting}: {text}"))
+                .unwrap_or_else(|| panic!("{command} does not report {setting}: {text}"))
                 .to_owned()
         });
         assert_eq!(lines[0], lines[1]);
@@ -159,7 +159,7 @@ fn check_and_serve_agree_on_files() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn operator_commands_reach_a_running_proxy() {
+async fn operator_commands_control_a_running_proxy() {
     let (a, b) = (Fake::start([], Act::Silent).await, Fake::start([], Act::Silent).await);
     let engines = [vllm("a", a.url(), FREE), vllm("b", b.url(), FREE)];
     let (data, admin) = two_ports();
@@ -181,7 +181,7 @@ async fn operator_commands_reach_a_running_proxy() {
     let (ok, text) = run(&["flip", "b", "decode", "--for", "2h"]);
     assert!(ok && text.contains("2.0 hours") && text.contains("unpin b"), "{text}");
     let (ok, text) = run(&["flip", "b", "decode"]);
-    assert!(ok && text.contains("10 minutes"), "it says how long it holds: {text}");
+    assert!(ok && text.contains("10 minutes"), "the answer states the duration: {text}");
     let (ok, text) = run(&["status", "--json"]);
     let fleet: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert!(ok && fleet["backends"][0]["role"] == "decode", "{text}");
@@ -190,12 +190,12 @@ async fn operator_commands_reach_a_running_proxy() {
         let plan: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert!(ok && plan["roles"]["a"].is_string(), "{args:?}: {text}");
     }
-    let (ok, text) = run(&["flip", "nobody", "decode"]);
-    assert!(!ok && text.contains("nobody"), "{text}");
+    let (ok, text) = run(&["flip", "unknown", "decode"]);
+    assert!(!ok && text.contains("unknown"), "{text}");
 }
 
 #[test]
-fn check_tells_every_error_on_a_line_of_its_own() {
+fn check_prints_one_error_per_line() {
     let (_directory, path) = write(
         "[server]\nlisten = [\"nowhere\"]\nbody_max_bites = 1\n[[backends]]\nname = \"a\"\nurl = \"ftp://x\"\n",
     );
@@ -203,11 +203,11 @@ fn check_tells_every_error_on_a_line_of_its_own() {
     let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     assert_eq!(output.status.code(), Some(1));
     let json = tidegate().args(["check", "--json", "--config"]).arg(&path).output().unwrap();
-    let told: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
-    assert_eq!((json.status.code(), &told["ok"]), (Some(1), &false.into()));
+    let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((json.status.code(), &report["ok"]), (Some(1), &false.into()));
     let misspelt =
-        told["errors"].as_array().unwrap().iter().find(|e| e["path"] == "server.body_max_bites");
-    assert_eq!(misspelt.unwrap()["line"], 3, "{told}");
+        report["errors"].as_array().unwrap().iter().find(|e| e["path"] == "server.body_max_bites");
+    assert_eq!(misspelt.unwrap()["line"], 3, "{report}");
     for path in ["server.listen", "server.body_max_bites", "backends[0].url"] {
         assert_eq!(text.lines().filter(|line| line.contains(path)).count(), 1, "{path} in\n{text}");
     }

@@ -41,17 +41,17 @@ pub fn vllm(name: &'static str, url: String, more: &'static str) -> Engine {
     Engine { name, url, more }
 }
 
-/// An address without a listener while this is held: its port is bound and refuses connections.
-pub struct Nobody {
+/// An address that refuses connections while this value exists: its port is bound, without a listener.
+pub struct RefusingAddress {
     pub address: SocketAddr,
     _bound: TcpSocket,
 }
 
-impl Nobody {
-    pub fn new() -> Nobody {
+impl RefusingAddress {
+    pub fn new() -> RefusingAddress {
         let bound = TcpSocket::new_v4().unwrap();
         bound.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        Nobody { address: bound.local_addr().unwrap(), _bound: bound }
+        RefusingAddress { address: bound.local_addr().unwrap(), _bound: bound }
     }
 
     pub fn url(&self) -> String {
@@ -81,7 +81,7 @@ pub fn two_ports() -> (SocketAddr, SocketAddr) {
 
 /// Relaxed limits for conditions not under test: on a busy machine a probe takes longer than a
 /// second, and two such probes take an engine out of service.
-const PATIENT: &str = "\n[probe]\ntimeout_seconds = 15\n";
+const RELAXED: &str = "\n[probe]\ntimeout_seconds = 15\n";
 
 /// Returns the settings of a test: `top` is TOML for the sections; the engines are appended.
 pub fn config(data: SocketAddr, admin: SocketAddr, top: &str, engines: &[Engine]) -> String {
@@ -93,7 +93,7 @@ pub fn config(data: SocketAddr, admin: SocketAddr, top: &str, engines: &[Engine]
         rest(top).trim_start_matches("[admin]\n"),
     );
     if !top.contains("[probe]") {
-        text += PATIENT;
+        text += RELAXED;
     }
     for engine in engines {
         let Engine { name, url, more } = engine;
@@ -122,12 +122,12 @@ impl Proxy {
         proxy
     }
 
-    /// Starts a proxy that may not know its engines' models yet.
+    /// Starts a proxy without waiting for its engines' models.
     pub fn start_cold(top: &str, engines: &[Engine]) -> Proxy {
         Proxy::start_simulating(top, engines, None)
     }
 
-    /// Starts a proxy with a simulator for `/v1/what-if`; it may not know its engines' models yet.
+    /// Starts a proxy with a simulator for `/v1/what-if`, without waiting for its engines' models.
     pub fn start_simulating(top: &str, engines: &[Engine], simulator: Option<Simulator>) -> Proxy {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let text = config(any, any, top, engines);
@@ -149,7 +149,7 @@ impl Proxy {
         Proxy::of_changed_file(&std::fs::read_to_string(file).unwrap(), file).await
     }
 
-    /// Starts a proxy with `text`, which was read from a file that has changed meanwhile.
+    /// Starts a proxy with `text`, as if it had been read from the file before the file changed.
     pub async fn of_changed_file(text: &str, file: &std::path::Path) -> Proxy {
         let proxy = Proxy::of(text, Some(file), None);
         proxy.ready().await;
@@ -183,7 +183,7 @@ impl Proxy {
         self.running.proxy.settings.last_reload().errors.clone()
     }
 
-    /// Whether a reload was noted.
+    /// Returns whether a reload has been recorded.
     pub fn has_reloaded(&self) -> bool {
         self.running.proxy.settings.last_reload().at.is_some()
     }
@@ -193,7 +193,7 @@ impl Proxy {
         self.running.proxy.settings.last_reload().needs_restart.clone()
     }
 
-    /// Loads of the settings in force so far.
+    /// Returns how often the settings in force have been loaded.
     pub fn settings_loads(&self) -> u64 {
         self.running.proxy.settings.loads()
     }
@@ -231,11 +231,11 @@ impl Proxy {
         let listens = |address| std::net::TcpStream::connect(address).is_ok();
         until("the proxy listens", || listens(self.data) && listens(self.admin)).await;
         let fleet = &self.running.proxy.fleet;
-        let knows = || {
+        let serves_models = || {
             let table = fleet.table();
             table.models.values().any(|pool| table.backends(*pool).len() == fleet.backends().len())
         };
-        until("the proxy serves its models", knows).await;
+        until("the proxy serves its models", serves_models).await;
     }
 
     pub async fn post(&self, path: &str, body: &str) -> Answer {

@@ -91,8 +91,8 @@ async fn a_hand_off_in_an_answer_is_redacted_unless_the_client_asked() {
     let answer = proxy.post("/v1/chat/completions", &chat(false)).await;
     assert!(answer.json()["kv_transfer_params"].is_null(), "{}", answer.body);
     assert_eq!(answer.json()["choices"][0]["message"]["content"], "x");
-    let asked = chat_with(false, "hi", ",\"kv_transfer_params\":{\"do_remote_decode\":true}");
-    let answer = proxy.post("/v1/chat/completions", &asked).await;
+    let body = chat_with(false, "hi", ",\"kv_transfer_params\":{\"do_remote_decode\":true}");
+    let answer = proxy.post("/v1/chat/completions", &body).await;
     assert_eq!(answer.body, leaky, "a client that drives the hand-off itself gets it");
 }
 

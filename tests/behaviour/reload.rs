@@ -27,7 +27,7 @@ async fn sighup_changes_the_log_level_of_the_program() {
     command.args(["serve", "--config"]).arg(&file).stdout(Stdio::null());
     let to = std::fs::File::create(&errors).unwrap();
     let serve = process::Serve::of(command.stderr(to).spawn().unwrap());
-    process::models_are_known(data, admin).await;
+    process::until_models_are_served(data, admin).await;
     let log = || std::fs::read_to_string(&errors).unwrap();
     assert!(!log().contains("\"level\":\"INFO\""), "{}", log());
     std::fs::write(&file, level("info")).unwrap();
@@ -94,7 +94,7 @@ async fn each_kind_of_setting_changes_under_load_without_a_failed_request() {
     change(&proxy, &file, &text("[slo]\nttft_seconds = 7\ntpot_seconds = 0.5\n", &engines)).await;
     let targets = proxy.admin("/v1/targets").await;
     assert_eq!((&targets["ttft_seconds"], &targets["tpot_seconds"]), (&7.0.into(), &0.5.into()));
-    assert_eq!(chat(&proxy, "other", 1, None).await.status, 404, "the alias is gone");
+    assert_eq!(chat(&proxy, "other", 1, None).await.status, 404, "the alias is removed");
     load.serves_more().await;
 
     change(&proxy, &file, &text("body_max_bytes = 9000\n", &engines)).await;
@@ -121,13 +121,13 @@ async fn each_kind_of_setting_changes_under_load_without_a_failed_request() {
                    [placement]\nspill = false\n[retry]\nattempts = 2\n[log]\nlevel = \"warn\"\n";
     change(&proxy, &file, &text(planner, &engines)).await;
     load.serves_more().await;
-    assert_eq!(chat(&proxy, "m", 1, None).await.status, 200, "keys are gone");
+    assert_eq!(chat(&proxy, "m", 1, None).await.status, 200, "keys are removed");
     load.end().await;
     proxy.settles().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_file_keeps_the_old_settings_and_every_error_is_reported() {
+async fn an_invalid_file_keeps_the_old_settings_and_every_error_is_reported() {
     let fleet = Emulated::start(1).await;
     let engines = [vllm("e0", fleet.url(0), FREE)];
     let directory = tempfile::tempdir().unwrap();
@@ -331,7 +331,7 @@ async fn a_request_loads_the_settings_once() {
         assert_eq!(proxy.post(CHAT, &body).await.status, 200);
     }
     let loads = proxy.settings_loads() - before;
-    // One a request, one a connection (each request has its own here), and a few a second beside.
+    // One per request, one per connection (one per request here), and a few per second in the background.
     let beside = 20 * (begun.elapsed().as_secs() + 1);
     assert!(loads >= 2 * REQUESTS && loads <= 2 * REQUESTS + beside, "{loads}");
 }

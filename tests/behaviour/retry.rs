@@ -2,9 +2,9 @@
 
 use crate::client::Answer;
 use crate::fake::{Act, Fake, Sent, chat_answer, chat_chunks};
-use crate::proxy::{Nobody, Proxy, chat, plain, vllm};
+use crate::proxy::{Proxy, RefusingAddress, chat, plain, vllm};
 
-/// Starts two engines: the first one asked runs `act`, the other serves. Returns the client's
+/// Starts two engines: the first to receive a request runs `act`, the other serves. Returns the client's
 /// answer and the requests that the engines received.
 async fn first_fails(act: Act, stream: bool) -> (Answer, Vec<Sent>) {
     let good = match stream {
@@ -66,7 +66,7 @@ async fn a_connection_closed_before_the_answer_is_retried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_error_is_not_tried_elsewhere() {
+async fn a_client_error_is_not_retried() {
     let refused = "{\"error\":{\"message\":\"no\",\"type\":\"BadRequestError\",\"code\":400}}";
     let (answer, sent) = first_fails(Act::Json(400, refused.into()), false).await;
     assert_eq!((answer.status.as_u16(), answer.body.as_str()), (400, refused));
@@ -79,7 +79,7 @@ async fn after_the_first_byte_the_stream_ends_with_an_error_event() {
     let (answer, sent) = first_fails(Act::Break(begun.clone()), true).await;
     assert_eq!(answer.status, 200);
     assert_eq!(sent.len(), 1, "what the client has seen is not done again");
-    let rest = answer.body.strip_prefix(&begun.concat()).expect("what came before stays");
+    let rest = answer.body.strip_prefix(&begun.concat()).expect("earlier events are unchanged");
     let event = rest.trim_start().strip_prefix("data: ").unwrap().lines().next().unwrap();
     let error: serde_json::Value = serde_json::from_str(event).unwrap();
     assert!(error["error"]["message"].as_str().unwrap().contains("backend"), "{event}");
@@ -96,8 +96,8 @@ async fn a_stream_without_an_end_mark_is_a_failure() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backend_that_refuses_connections_is_skipped() {
     let good = Fake::start([], Act::Json(200, chat_answer("saved"))).await;
-    let nobody = Nobody::new();
-    let gone = vllm("gone", nobody.url(), "engine = \"plain\"\nmodels = [\"m\"]");
+    let refusing = RefusingAddress::new();
+    let gone = vllm("gone", refusing.url(), "engine = \"plain\"\nmodels = [\"m\"]");
     let mut there = plain("there", &good);
     there.more = "engine = \"plain\"\nmodels = [\"m\"]";
     let proxy = Proxy::start("", &[gone, there]).await;
@@ -109,7 +109,7 @@ async fn a_backend_that_refuses_connections_is_skipped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_closed_keep_alive_connection_is_no_failure_of_the_engine() {
+async fn a_closed_keep_alive_connection_does_not_count_against_the_engine() {
     let fake = Fake::start([], Act::Json(200, chat_answer("x"))).await;
     let top = "[retry]\nattempts = 1\n";
     let proxy = Proxy::start(top, &[plain("a", &fake)]).await;

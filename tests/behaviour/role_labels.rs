@@ -39,13 +39,13 @@ async fn a_role_is_written_and_follows_the_plan() {
     cluster.workload("statefulsets", "vllm", json!({"app": "vllm"})).await;
     one_pod(&cluster).await;
     cluster.owned("vllm-0", "apps/v1", "StatefulSet", "vllm").await;
-    cluster.pod("stranger", "10.9.9.9", json!({"app": "vllm"})).await;
+    cluster.pod("foreign", "10.9.9.9", json!({"app": "vllm"})).await;
     let (proxy, _engines) = proxy(&cluster, KEY).await;
     until("the role is written", || has(&cluster, "vllm-0", KEY, "mixed")).await;
     let to_decode = proxy.set_role("p", "{\"role\":\"decode\"}").await;
     assert_eq!(to_decode.status, 200, "{}", to_decode.body);
     until("the label follows", || has(&cluster, "vllm-0", KEY, "decode")).await;
-    assert_eq!(cluster.label_of("stranger", KEY), None, "no backend of this gateway");
+    assert_eq!(cluster.label_of("foreign", KEY), None, "not a backend of this gateway");
     // Changed by hand: it is written again.
     cluster.label("vllm-0", json!({KEY: "prefill"})).await;
     until("the label is restored", || has(&cluster, "vllm-0", KEY, "decode")).await;
@@ -59,7 +59,7 @@ async fn a_role_is_written_and_follows_the_plan() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_label_that_the_owner_selects_by_is_refused_with_an_event() {
+async fn a_label_in_the_owners_selector_is_refused_with_an_event() {
     let cluster = Cluster::fake().await;
     let key = "llm-d.ai/role";
     cluster.workload("replicasets", "decode", json!({"app": "vllm", key: "decode"})).await;

@@ -42,10 +42,10 @@ async fn long_prompts_are_placed_one_at_a_time_per_engine() {
 /// Returns an answer to a prompt of 500 tokens of which this number was cached.
 fn cached(tokens: u32) -> String {
     let usage = "\"usage\":{\"prompt_tokens\":9,";
-    let told = format!(
+    let reported = format!(
         "\"usage\":{{\"prompt_tokens\":500,\"prompt_tokens_details\":{{\"cached_tokens\":{tokens}}},"
     );
-    let answer = chat_answer("x").replace(usage, &told);
+    let answer = chat_answer("x").replace(usage, &reported);
     assert!(answer.contains("cached_tokens"));
     answer
 }
@@ -86,16 +86,19 @@ async fn an_engine_without_usage_reports_is_not_counted_as_cache_misses() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_kv_capacity_is_the_settings_or_the_reported_one() {
     let page = "vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"1000\"} 1\n";
-    let (told, said) = (
+    let (reporting, configured) = (
         Fake::start([], Act::Json(200, chat_answer("x"))).await,
         Fake::start([], Act::Json(200, chat_answer("x"))).await,
     );
-    told.set_metrics(page);
-    said.set_metrics(page);
+    reporting.set_metrics(page);
+    configured.set_metrics(page);
     let set = "engine = \"plain\"\nkv_capacity_tokens = 777";
-    let engines = [plain("told", &told), Engine { name: "said", url: said.url(), more: set }];
+    let engines = [
+        plain("reporting", &reporting),
+        Engine { name: "configured", url: configured.url(), more: set },
+    ];
     let proxy = Proxy::start("[signals]\nscrape_seconds = 0.02\n", &engines).await;
-    proxy.shows("told", |backend| backend["kv_capacity_tokens"] == 16_000).await;
-    until("the other engine was asked too", || said.asked("/metrics") > 1).await;
-    assert_eq!(proxy.backend("said").await["kv_capacity_tokens"], 777);
+    proxy.shows("reporting", |backend| backend["kv_capacity_tokens"] == 16_000).await;
+    until("the other engine was queried too", || configured.count_of("/metrics") > 1).await;
+    assert_eq!(proxy.backend("configured").await["kv_capacity_tokens"], 777);
 }

@@ -39,7 +39,7 @@ async fn the_hand_off_transfers_kv_and_the_answer_equals_one_engines() {
     let alone = emulated(SglangMode::Null).await;
     let engines = [prefill("p", p.url(0), p.address(0).port()), decode("d", d.url(0))];
     let proxy = Proxy::start("", &engines).await;
-    // Short prompts as well: no engine accepts a whole request.
+    // Short prompts as well: no engine accepts a colocated request.
     for (stream, prompt) in [(true, 600), (false, 601), (true, 3), (false, 4)] {
         let body = p.chat(stream, prompt, 12);
         let answer = proxy.post("/v1/chat/completions", &body).await;
@@ -68,7 +68,7 @@ async fn a_failed_leg_cancels_the_other_and_the_retry_has_another_bootstrap_room
     assert_eq!(answer.body, chat_chunks(3).concat());
     until("the decode of the failed prefill is cut", || d.hanging() == 0).await;
     proxy.settles().await;
-    // A leg may be cut before it is sent.
+    // A leg may be cancelled before it is sent.
     let rooms = |fake: &Fake| fake.sent().iter().map(|sent| room(&sent.json())).collect::<Vec<_>>();
     let (prefills, decodes) = (rooms(&p), rooms(&d));
     assert_eq!(prefills.last(), decodes.last(), "both legs of an attempt meet in one room");
@@ -152,7 +152,7 @@ async fn notes(proxy: &Proxy, result: &str) {
         }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    panic!("the journal does not say {result}");
+    panic!("the journal has no entry {result}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,12 +187,12 @@ async fn a_role_switch_drains_the_engine_calls_it_and_loses_nothing() {
     };
     tokio::join!(ask(600, 400), switching);
     takes(&proxy, "d", "prefill").await;
-    assert!(p.stats(0).transfers_in >= 6, "the engine that was switched decodes");
+    assert!(p.stats(0).transfers_in >= 6, "the engine switched to decode pulled KV");
     // More concurrent requests than go to the engine whose prefills are known to be fast.
     let four = async |at| tokio::join!(ask(at, 4), ask(at + 1, 4), ask(at + 2, 4), ask(at + 3, 4));
     let sixteen = async |at| tokio::join!(four(at), four(at + 4), four(at + 8), four(at + 12));
     tokio::join!(sixteen(620), sixteen(636), sixteen(652));
-    assert!(d.stats(0).bytes_out > 0, "the one that decoded prefills");
+    assert!(d.stats(0).bytes_out > 0, "the engine switched to prefill sent KV");
     proxy.settles().await;
     let history = proxy.admin("/v1/plan/history").await.to_string();
     assert!(history.contains("\"switched\"") && history.contains("\"draining\""), "{history}");

@@ -11,11 +11,11 @@ use crate::client::{Answer, get, post, send, within};
 use crate::cluster::Cluster;
 use crate::fake::{Act, Fake, chat_answer, chat_chunks, prefill_answer};
 use crate::fleet::{Emulated, tokens_of};
-use crate::proxy::{Engine, Nobody, Proxy, chat, chat_with, vllm};
+use crate::proxy::{Engine, Proxy, RefusingAddress, chat, chat_with, vllm};
 
 const NIXL: &str = "engine = \"vllm\"\nconnector = \"nixl\"";
 const SGLANG: &str = "engine = \"sglang\"\nconnector = \"bootstrap\"\nrole = \"decode\"";
-/// The test's own address is trusted.
+/// Trusts the loopback address of the test's client.
 const TRUSTED: &str = "[retry]\nattempts = 1\n[sidecar]\ntrusted_peers = [\"127.0.0.0/8\"]\n";
 
 const TARGET: &str = "x-prefiller-host-port";
@@ -67,7 +67,7 @@ async fn the_target_prefills_and_the_own_engine_decodes_with_its_hand_off() {
             (&leg.headers["x-custom"], &leg.json()["seed"]),
             (&"kept".parse().unwrap(), &7.into())
         );
-        assert!(!leg.headers.contains_key(TARGET), "no engine sees it");
+        assert!(!leg.headers.contains_key(TARGET), "the header is not forwarded");
     }
     assert_eq!(prefill.headers["x-request-id"], decode.headers["x-request-id"]);
     let (prefill, decode) = (prefill.json(), decode.json());
@@ -94,15 +94,15 @@ async fn completions_and_non_streamed_answers_are_disaggregated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_a_list_the_first_target_is_taken() {
+async fn the_first_target_of_a_list_is_used() {
     let target = Fake::start([], Act::Json(200, prefill_answer())).await;
     let own = Fake::start([], Act::Chunks(chat_chunks(3))).await;
     let proxy = with(TRUSTED, NIXL, &own).await;
-    let nobody = Nobody::new();
-    let list = format!("{}, {}", host(&target), nobody.address);
+    let refusing = RefusingAddress::new();
+    let list = format!("{}, {}", host(&target), refusing.address);
     assert_eq!(ask(&proxy, &[(TARGET, &list)]).await.status, 200);
     assert_eq!(target.sent().len(), 1);
-    let second = nobody.address.to_string();
+    let second = refusing.address.to_string();
     assert_eq!(ask(&proxy, &[(TARGET, &host(&target)), (TARGET, &second)]).await.status, 200);
     assert_eq!(target.sent().len(), 2, "several lines are a list too");
 }
@@ -122,10 +122,10 @@ async fn a_target_outside_the_allow_list_gets_403_and_no_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_of_gateways_are_stripped_from_strangers() {
+async fn gateway_headers_of_untrusted_peers_are_removed() {
     let target = Fake::start([], Act::Json(200, prefill_answer())).await;
     let own = Fake::start([], Act::Chunks(chat_chunks(3))).await;
-    let stranger = "[sidecar]\ntrusted_peers = [\"10.0.0.0/8\"]\n";
+    let untrusted = "[sidecar]\ntrusted_peers = [\"10.0.0.0/8\"]\n";
     let names = [
         "x-prefiller-host-port",
         "x-encoder-hosts-ports",
@@ -142,7 +142,7 @@ async fn headers_of_gateways_are_stripped_from_strangers() {
         "x-slo-ttft-ms",
         "target-pod",
     ];
-    for top in [stranger, ""] {
+    for top in [untrusted, ""] {
         let proxy = with(top, NIXL, &own).await;
         let value = host(&target);
         let headers: Vec<(&str, &str)> = names.iter().map(|name| (*name, value.as_str())).collect();
@@ -151,12 +151,12 @@ async fn headers_of_gateways_are_stripped_from_strangers() {
         for name in names {
             assert!(!sent.headers.contains_key(name), "{name} reached the engine");
         }
-        assert!(target.sent().is_empty(), "a stranger names no prefill target");
+        assert!(target.sent().is_empty(), "an untrusted peer sets no prefill target");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transient_failure_of_the_prefill_is_tried_again() {
+async fn a_transient_failure_of_the_prefill_is_retried() {
     let busy = || Act::Json(503, "{\"error\":{\"message\":\"busy\"}}".into());
     let target = Fake::start([busy(), Act::Drop], Act::Json(200, prefill_answer())).await;
     let own = Fake::start([], Act::Chunks(chat_chunks(3))).await;
@@ -170,12 +170,12 @@ async fn a_transient_failure_of_the_prefill_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prefill_that_fails_for_good_runs_on_the_own_engine() {
+async fn after_a_permanent_prefill_failure_the_own_engine_prefills() {
     let own = Fake::start([], Act::Chunks(chat_chunks(3))).await;
     let proxy = with(TRUSTED, NIXL, &own).await;
     let broken = Fake::start([], Act::Json(500, "{\"error\":{\"message\":\"m\"}}".into())).await;
-    let nobody = Nobody::new().address.to_string();
-    for target in [host(&broken), nobody] {
+    let refusing = RefusingAddress::new().address.to_string();
+    for target in [host(&broken), refusing] {
         let answer = ask(&proxy, &[(TARGET, &target)]).await;
         assert_eq!((answer.status.as_u16(), answer.body), (200, chat_chunks(3).concat()));
         let sent = own.sent().pop().unwrap();
@@ -188,7 +188,7 @@ async fn a_prefill_that_fails_for_good_runs_on_the_own_engine() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_targets_verdict_on_the_request_is_the_clients_answer() {
+async fn a_client_error_of_the_target_is_forwarded() {
     let refused =
         "{\"error\":{\"message\":\"too long\",\"type\":\"BadRequestError\",\"code\":400}}";
     let target = Fake::start([], Act::Json(400, refused.into())).await;
@@ -201,7 +201,7 @@ async fn the_targets_verdict_on_the_request_is_the_clients_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sglangs_legs_run_at_once_and_meet_at_the_targets_bootstrap_server() {
+async fn sglangs_legs_run_concurrently_with_a_rendezvous_at_the_target() {
     let target = Fake::start([], Act::Json(200, chat_answer(""))).await;
     let own = Fake::start([], Act::Chunks(chat_chunks(3))).await;
     let proxy = with(TRUSTED, SGLANG, &own).await;
@@ -226,10 +226,14 @@ async fn health_is_answered_on_the_data_port() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_pool_gets_503_with_the_reason() {
-    let nobody = Nobody::new();
+    let refusing = RefusingAddress::new();
     let proxy = Proxy::start_cold(
         TRUSTED,
-        &[vllm("local", nobody.url(), "engine = \"vllm\"\nconnector = \"nixl\"\nmodels = [\"m\"]")],
+        &[vllm(
+            "local",
+            refusing.url(),
+            "engine = \"vllm\"\nconnector = \"nixl\"\nmodels = [\"m\"]",
+        )],
     );
     let refused = async {
         loop {
@@ -257,7 +261,7 @@ async fn the_ready_pods_of_the_inference_pool_are_the_allow_list() {
     let proxy = with(&top, NIXL, &own).await;
     let headers = host(&target);
     let status = async || ask(&proxy, &[(TARGET, &headers)]).await.status.as_u16();
-    // The filters may not know the model yet: 503.
+    // 503 until the model is discovered.
     within(async { while status().await == 503 {} }).await;
     assert_eq!(status().await, 403, "no pod has that address");
     cluster.pod("p-0", "127.0.0.1", json!({"app": "vllm"})).await;

@@ -18,7 +18,7 @@ async fn until_alerts(proxy: &Proxy, backend: usize, expected: &str) {
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    panic!("never {expected}: {}", alerts(proxy, backend).await);
+    panic!("expected {expected}: {}", alerts(proxy, backend).await);
 }
 
 async fn page(proxy: &Proxy) -> String {
@@ -54,11 +54,11 @@ async fn an_engines_metrics_are_exported_and_its_alert_is_raised_and_cleared() {
 async fn hand_offs_without_kv_raise_an_alert_although_answers_are_correct() {
     // Sequential legs, and concurrent legs.
     for connector in ["nixl", "offloading"] {
-        bring_no_kv(connector).await;
+        hand_off_without_kv(connector).await;
     }
 }
 
-async fn bring_no_kv(connector: &str) {
+async fn hand_off_without_kv(connector: &str) {
     let prefill = Fake::start([], Act::Json(200, prefill_answer())).await;
     let decode = Fake::start([], Act::Chunks(chat_chunks(2))).await;
     decode.set_metrics("vllm:prompt_tokens_by_source_total{source=\"external_kv_transfer\"} 0\n");
@@ -68,13 +68,13 @@ async fn bring_no_kv(connector: &str) {
     };
     let engines = [vllm("p", prefill.url(), with(PREFILL)), vllm("d", decode.url(), with(DECODE))];
     let proxy = Proxy::start(&top, &engines).await;
-    let mut asked = 0;
+    let mut requests = 0;
     while alerts(&proxy, 1).await != "[\"recomputes\"]" {
         // A unique prompt each: a cached prompt does not justify a hand-off.
-        let body = chat_with(true, &format!("{asked} ").repeat(400), "");
+        let body = chat_with(true, &format!("{requests} ").repeat(400), "");
         assert_eq!(proxy.post("/v1/chat/completions", &body).await.status, 200);
-        asked += 1;
-        assert!(asked < 1000, "never noticed");
+        requests += 1;
+        assert!(requests < 1000, "no alert was raised");
     }
     assert_eq!(alerts(&proxy, 0).await, "[]");
     decode.set_metrics("vllm:prompt_tokens_by_source_total{source=\"external_kv_transfer\"} 512\n");
@@ -114,7 +114,7 @@ fn last_usage(cached: u32) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_are_counted_exactly_and_the_client_sees_only_what_it_asked_for() {
+async fn tokens_are_counted_exactly_and_the_client_receives_only_the_requested_usage() {
     let fake = Fake::start([], Act::Chunks(counted_chunks())).await;
     let engines = [vllm("a", fake.url(), "engine = \"vllm\"")];
     let proxy = Proxy::start("[signals]\nexact_counts = true\n", &engines).await;
@@ -131,8 +131,8 @@ async fn tokens_are_counted_exactly_and_the_client_sees_only_what_it_asked_for()
         let answer = proxy.post("/v1/chat/completions", &body).await;
         assert_eq!(answer.body, expected.concat(), "{options}");
         let sent = fake.sent().last().unwrap().json();
-        let asked = serde_json::json!({"include_usage": true, "continuous_usage_stats": true});
-        assert_eq!(sent["stream_options"], asked);
+        let options = serde_json::json!({"include_usage": true, "continuous_usage_stats": true});
+        assert_eq!(sent["stream_options"], options);
     }
     proxy.settles().await;
     let fleet = proxy.admin("/v1/fleet").await;

@@ -88,11 +88,11 @@ async fn requests_that_cannot_be_split_run_colocated() {
 async fn an_engine_never_receives_a_hand_off_of_its_own_blocks() {
     // Only the prefill engine is left to decode.
     let p = Fake::start([Act::Json(200, prefill_answer())], Act::Chunks(chat_chunks(3))).await;
-    let gone = crate::proxy::Nobody::new();
+    let refusing = crate::proxy::RefusingAddress::new();
     let more = "engine = \"vllm\"\nconnector = \"nixl\"\nmodels = [\"m\"]\nrole = \"decode\"\npin = true\ngroup = \"g\"";
     let prefill = "engine = \"vllm\"\nconnector = \"nixl\"\nmodels = [\"m\"]\nrole = \"prefill\"\npin = true\ngroup = \"g\"";
     let proxy =
-        Proxy::start(SPLIT, &[vllm("p", p.url(), prefill), vllm("d", gone.url(), more)]).await;
+        Proxy::start(SPLIT, &[vllm("p", p.url(), prefill), vllm("d", refusing.url(), more)]).await;
     let body = chat(true);
     let answer = proxy.post("/v1/chat/completions", &body).await;
     assert_eq!(answer.status, 200, "{}", answer.body);

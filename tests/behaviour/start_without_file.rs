@@ -6,8 +6,8 @@ use tidegate_emulator::{EmulatedEngine, EmulatorConfig, SglangMode, VllmConnecto
 
 use crate::client::{post, send};
 use crate::fleet::Emulated;
-use crate::process::{Serve, models_are_known, ran, tidegate};
-use crate::proxy::{Nobody, two_ports};
+use crate::process::{Serve, ran, tidegate, until_models_are_served};
+use crate::proxy::{RefusingAddress, two_ports};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_urls_suffice_for_disaggregation() {
@@ -18,7 +18,7 @@ async fn two_urls_suffice_for_disaggregation() {
     command.args(["--listen", &data.to_string(), "--admin", &admin.to_string()]);
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     let mut serve = Serve::of(command.spawn().unwrap());
-    models_are_known(data, admin).await;
+    until_models_are_served(data, admin).await;
     let fleet = send(admin, crate::client::get("/v1/fleet")).await.json();
     assert_eq!(fleet["backends"][1]["engine"], "vllm");
     assert_eq!(fleet["backends"][1]["version"], "0.32.0");
@@ -51,52 +51,55 @@ async fn init_writes_what_check_accepts_for_every_kind_of_engine() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tidegate.toml");
         let file = path.to_str().unwrap();
-        let (code, _, told) = ran(&["init", &engines.url(0), "-o", file]);
-        assert_eq!(code, Some(0), "{told}");
+        let (code, _, stderr) = ran(&["init", &engines.url(0), "-o", file]);
+        assert_eq!(code, Some(0), "{stderr}");
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.contains(word) && text.contains("m (131072 tokens)"), "{word} in\n{text}");
-        let (code, _, told) = ran(&["check", "--config", file]);
-        assert_eq!(code, Some(0), "{told}\n{text}");
-        let (code, _, told) = ran(&["init", &engines.url(0), "-o", file]);
-        assert!(code == Some(1) && told.contains("--force"), "{told}");
+        let (code, _, stderr) = ran(&["check", "--config", file]);
+        assert_eq!(code, Some(0), "{stderr}\n{text}");
+        let (code, _, stderr) = ran(&["init", &engines.url(0), "-o", file]);
+        assert!(code == Some(1) && stderr.contains("--force"), "{stderr}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_roles_of_sglang_engines_are_those_of_their_modes() {
+async fn sglang_engines_get_the_roles_of_their_modes() {
     let of = async |mode| Emulated::of(1, EmulatedEngine::Sglang(mode)).await;
     let prefill = of(SglangMode::Prefill).await;
     let decode = of(SglangMode::Decode).await;
-    let (code, text, told) = ran(&["init", "--json", &prefill.url(0), &decode.url(0)]);
-    assert_eq!(code, Some(0), "{told}");
+    let (code, text, stderr) = ran(&["init", "--json", &prefill.url(0), &decode.url(0)]);
+    assert_eq!(code, Some(0), "{stderr}");
     let draft: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(
         (&draft["backends"][0]["role"], &draft["backends"][1]["engine"]),
         (&"prefill".into(), &"sglang".into())
     );
-    let (code, text, told) = ran(&["init", &prefill.url(0), &decode.url(0)]);
-    assert_eq!(code, Some(0), "{told}");
+    let (code, text, stderr) = ran(&["init", &prefill.url(0), &decode.url(0)]);
+    assert_eq!(code, Some(0), "{stderr}");
     let port = format!("bootstrap_port = {}", prefill.address(0).port());
     for word in ["role = \"prefill\"", "role = \"decode\"", "\"bootstrap\"", &port] {
         assert!(text.contains(word), "{word} in\n{text}");
     }
-    let (code, _, told) = ran(&["init", &decode.url(0)]);
-    assert!(code == Some(1) && told.contains("role"), "decode alone serves nothing: {told}");
+    let (code, _, stderr) = ran(&["init", &decode.url(0)]);
+    assert!(
+        code == Some(1) && stderr.contains("role"),
+        "a decode engine alone cannot serve: {stderr}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unreachable_engines_are_named() {
+async fn unreachable_engines_are_reported() {
     let engines = Emulated::start(1).await;
-    let nobody = Nobody::new();
-    let (code, text, _) = ran(&["init", &engines.url(0), &nobody.url(), "--wait", "0"]);
+    let refusing = RefusingAddress::new();
+    let (code, text, _) = ran(&["init", &engines.url(0), &refusing.url(), "--wait", "0"]);
     assert_eq!(code, Some(0));
     assert!(text.contains("NOT UP") && text.matches("connector = \"nixl\"").count() == 2, "{text}");
-    let (code, _, told) = ran(&["serve", &nobody.url(), "--wait", "0"]);
-    assert!(code == Some(1) && told.contains("no engine answered"), "{told}");
-    let (code, _, told) = ran(&["init", &engines.url(0), "--tokenizer", "/no/such/file"]);
-    assert!(code == Some(1) && told.contains("/no/such/file"), "{told}");
-    let (code, _, told) = ran(&["serve"]);
-    assert!(code == Some(2) && told.contains("--config"), "{told}");
+    let (code, _, stderr) = ran(&["serve", &refusing.url(), "--wait", "0"]);
+    assert!(code == Some(1) && stderr.contains("no engine answered"), "{stderr}");
+    let (code, _, stderr) = ran(&["init", &engines.url(0), "--tokenizer", "/no/such/file"]);
+    assert!(code == Some(1) && stderr.contains("/no/such/file"), "{stderr}");
+    let (code, _, stderr) = ran(&["serve"]);
+    assert!(code == Some(2) && stderr.contains("--config"), "{stderr}");
 }
 
 fn findings<'a>(report: &'a Value, check: &str) -> Vec<&'a Value> {
@@ -105,7 +108,7 @@ fn findings<'a>(report: &'a Value, check: &str) -> Vec<&'a Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn doctor_tries_a_hand_off_between_each_pair() {
+async fn doctor_runs_a_trial_hand_off_between_each_pair() {
     for (connector, moves) in [(VllmConnector::Nixl, true), (VllmConnector::Mooncake, false)] {
         let engines =
             Emulated::with(EmulatorConfig { count: 2, connector, ..Default::default() }).await;
@@ -121,8 +124,8 @@ async fn doctor_tries_a_hand_off_between_each_pair() {
             )
         };
         std::fs::write(&path, backend(0) + &backend(1)).unwrap();
-        let (code, text, told) = ran(&["doctor", "--config", path.to_str().unwrap(), "--json"]);
-        assert_eq!(code, Some(0), "{text}{told}");
+        let (code, text, stderr) = ran(&["doctor", "--config", path.to_str().unwrap(), "--json"]);
+        assert_eq!(code, Some(0), "{text}{stderr}");
         let report: Value = serde_json::from_str(&text).unwrap();
         let trials = findings(&report, "hand-off");
         assert_eq!(trials.len(), 2, "{text}");
@@ -133,9 +136,9 @@ async fn doctor_tries_a_hand_off_between_each_pair() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn doctor_names_what_is_wrong_and_what_to_do() {
+async fn doctor_reports_problems_with_advice() {
     let engines = Emulated::of(1, EmulatedEngine::Plain).await;
-    let nobody = Nobody::new();
+    let refusing = RefusingAddress::new();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tidegate.toml");
     let tokenizer = concat!(env!("CARGO_MANIFEST_DIR"), "/filters/testdata/tiny_llama.json");
@@ -144,7 +147,7 @@ async fn doctor_names_what_is_wrong_and_what_to_do() {
          [[backends]]\nname = \"a\"\nurl = \"{}\"\nengine = \"vllm\"\nconnector = \"nixl\"\n\
          [[backends]]\nname = \"gone\"\nurl = \"{}\"\nengine = \"vllm\"\nconnector = \"nixl\"\n",
         engines.url(0),
-        nobody.url()
+        refusing.url()
     );
     std::fs::write(&path, text).unwrap();
     let (code, text, _) = ran(&["doctor", "--config", path.to_str().unwrap()]);
@@ -156,6 +159,6 @@ async fn doctor_names_what_is_wrong_and_what_to_do() {
     assert!(line("gone", "reach").starts_with("error"));
     assert!(line("a ", "connector").starts_with("error"));
     assert!(line("a ", "tokenizer").starts_with("error"), "the emulator has another tokenizer");
-    assert!(text.contains("→ "), "each says what to do");
+    assert!(text.contains("→ "), "findings have advice");
     assert!(!text.contains('\x1b'), "no colours without a terminal");
 }

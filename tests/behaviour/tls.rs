@@ -86,7 +86,7 @@ async fn http1_and_h2_over_tls() {
         assert_eq!(ask(proxy.data, &client).await, Ok((200, version)), "{alpn:?}");
     }
     let stranger = Authority::new(directory.path(), "other").client(None, &[]);
-    assert!(ask(proxy.data, &stranger).await.is_err(), "its authority is not the client's");
+    assert!(ask(proxy.data, &stranger).await.is_err(), "the client trusts another authority");
     proxy.settles().await;
 }
 
@@ -136,7 +136,7 @@ pub async fn behind_tls(server: SocketAddr, tls: Arc<ServerConfig>) -> SocketAdd
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn engines_are_verified_and_get_our_certificate() {
+async fn engines_are_verified_and_receive_the_client_certificate() {
     let directory = tempfile::tempdir().unwrap();
     let at = directory.path();
     let (authority, other) = (Authority::new(at, "ca"), Authority::new(at, "other"));
@@ -197,17 +197,17 @@ async fn a_websocket_is_tunnelled_with_tls_on_both_sides() {
         assert!(within(client.read_buf(&mut read)).await.unwrap() > 0);
     }
     assert!(read.starts_with(b"HTTP/1.1 101 "));
-    opened.gets(b"first").await;
+    opened.receives(b"first").await;
     // More than one TLS record in each direction.
     let bytes: Vec<u8> = (0..100_000_u32).map(|n| (n % 251) as u8).collect();
     within(client.write_all(&bytes)).await.unwrap();
-    opened.gets(&bytes).await;
+    opened.receives(&bytes).await;
     opened.send(&bytes).await;
     let mut back = vec![0; bytes.len()];
     within(client.read_exact(&mut back)).await.unwrap();
     assert!(back == bytes, "bytes were changed");
     within(client.shutdown()).await.unwrap();
-    opened.ends().await;
+    opened.is_closed().await;
     drop(client);
     proxy.settles().await;
 }
@@ -320,8 +320,8 @@ async fn certificate_errors_are_reported_by_check_and_before_listening() {
         let (data, admin) = two_ports();
         let text = config(data, admin, &top, &[plain("a", &fake)]);
         let refusals = tokio::task::block_in_place(|| refusals(&text));
-        for said in &refusals {
-            assert!(said.contains("server.tls") && said.contains(word), "{word}: {said}");
+        for refusal in &refusals {
+            assert!(refusal.contains("server.tls") && refusal.contains(word), "{word}: {refusal}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Trial hand-offs between engines, and what a pair that fails means for requests.
+//! Trial hand-offs between engines, and the effect of a failed pair on requests.
 
 use serde_json::Value;
 use std::time::Duration;
@@ -36,7 +36,7 @@ async fn tried(proxy: &Proxy, result: &str, count: u64) {
     within(waiting).await;
 }
 
-/// An engine whose KV the others cannot reach: it advertises a host that does not exist.
+/// An engine whose KV cannot be transferred: it advertises a host that does not exist.
 async fn unreachable() -> Emulated {
     let advertise = Some("kv.invalid".to_owned());
     Emulated::with(EmulatorConfig { advertise, count: 1, ..EmulatorConfig::default() }).await
@@ -65,7 +65,7 @@ async fn a_pair_whose_trial_fails_gets_no_hand_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pair_that_works_is_split_and_prompts_of_trials_are_short_and_few() {
+async fn requests_are_split_over_a_successful_pair_and_trial_prompts_are_short_and_few() {
     let fleet = Emulated::start(5).await;
     let names = ["e0", "e1", "e2", "e3", "e4"];
     let engines: Vec<_> =
@@ -94,7 +94,7 @@ async fn without_the_setting_no_prompt_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_comes_back_is_tried_again() {
+async fn a_returning_engine_gets_a_new_trial() {
     let mut fleet = Emulated::start(2).await;
     let engines = [vllm("e0", fleet.url(0), FREE), vllm("e1", fleet.url(1), FREE)];
     let proxy = Proxy::start(TRIALS, &engines).await;

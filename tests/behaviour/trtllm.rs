@@ -65,7 +65,7 @@ async fn the_hand_off_transfers_kv_in_both_directions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_context_that_ends_the_answer_needs_no_generation() {
+async fn an_answer_that_ends_with_the_context_leg_has_no_generation_leg() {
     let p = Fake::start([], Act::Json(200, context("stop"))).await;
     let d = Fake::start([], Act::Chunks(chat_chunks(3))).await;
     let engines = [engine("p", p.url(), PREFILL), engine("d", d.url(), DECODE)];
@@ -100,7 +100,7 @@ async fn a_retry_has_another_id_and_the_generation_gets_the_contexts_state() {
         let answer = proxy.post("/v1/chat/completions", &body).await;
         assert_eq!(answer.body, chat_chunks(3).concat());
     }
-    assert!(!broken.sent().is_empty(), "none was retried");
+    assert!(!broken.sent().is_empty(), "no request was retried");
     let contexts = [broken.sent(), p.sent()].concat();
     let id = |sent: &Value| sent["disaggregated_params"]["disagg_request_id"].as_u64().unwrap();
     let ids: BTreeSet<u64> = contexts.iter().map(|sent| id(&sent.json())).collect();

@@ -8,7 +8,7 @@ use tidegate_emulator::{EmulatedEngine, EmulatorConfig};
 use crate::client::{leave_later, post, send, until};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks};
 use crate::fleet::{Emulated, tokens_of};
-use crate::proxy::{Engine, Nobody, Proxy, SPLIT, chat, chat_with};
+use crate::proxy::{Engine, Proxy, RefusingAddress, SPLIT, chat, chat_with};
 
 fn engine(name: &'static str, url: String, more: &str) -> Engine {
     let more = format!(
@@ -58,8 +58,8 @@ async fn signed_hand_offs_transfer_kv_in_both_directions_and_styles() {
         let more = format!("{style}\ndisagg_key = \"secret\"");
         let mut engines = [engine("a", fleet.url(0), &more), engine("b", fleet.url(1), &more)];
         for engine in &mut engines {
-            let said = "schedule_style = \"generation_first\"\n";
-            let once = engine.more.replacen(said, "", usize::from(!style.is_empty()));
+            let style_line = "schedule_style = \"generation_first\"\n";
+            let once = engine.more.replacen(style_line, "", usize::from(!style.is_empty()));
             engine.more = once.leak();
         }
         let proxy = Proxy::start(SPLIT, &engines).await;
@@ -140,9 +140,10 @@ async fn a_context_that_fails_cancels_its_generation_and_the_retry_has_another_i
 #[tokio::test(flavor = "multi_thread")]
 async fn the_generation_leg_is_sent_first_and_without_it_no_context_leg() {
     let p = context(Act::Json(200, chat_answer("whole"))).await;
-    let gone = Nobody::new();
+    let refusing = RefusingAddress::new();
     let named = |role: &str| format!("models = [\"m\"]\n{role}");
-    let engines = [engine("p", p.url(), &named(PREFILL)), engine("d", gone.url(), &named(DECODE))];
+    let engines =
+        [engine("p", p.url(), &named(PREFILL)), engine("d", refusing.url(), &named(DECODE))];
     let proxy = Proxy::start(SPLIT, &engines).await;
     let answer = proxy.post("/v1/chat/completions", &chat(false)).await;
     assert_eq!(answer.body, chat_answer("whole"));
@@ -166,7 +167,7 @@ async fn a_context_engine_is_queried_once() {
         assert_eq!(answer.body, chat_chunks(3).concat());
     }
     proxy.settles().await;
-    assert_eq!((p.asked(INFO), legs(&p).len(), legs(&d).len()), (1, 4, 4));
+    assert_eq!((p.count_of(INFO), legs(&p).len(), legs(&d).len()), (1, 4, 4));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::client::{get, open, post, send, until, within};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks};
-use crate::process::{models_are_known, serve, serve_with, tidegate, write};
+use crate::process::{serve, serve_with, tidegate, until_models_are_served, write};
 use crate::proxy::{chat, config, plain, two_ports};
 
 /// Clients that send one request after another until they are stopped.
@@ -82,7 +82,7 @@ async fn run(
         let (mut sender, driver) =
             http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(driver);
-        for asked in 0.. {
+        for number in 0.. {
             let answer = match within(
                 sender.send_request(post("/v1/chat/completions", chat(false))),
             )
@@ -90,7 +90,7 @@ async fn run(
             {
                 Ok(answer) => answer,
                 Err(error) => {
-                    failures.push(format!("kept {kept}, request {asked}: {error:?}"));
+                    failures.push(format!("kept {kept}, request {number}: {error:?}"));
                     break;
                 }
             };
@@ -131,7 +131,7 @@ async fn a_successor_takes_over_under_load_without_failures() {
     let socket = directory.path().join("upgrade.sock");
     let text = settings(data, admin, &with_socket(&socket), &fake);
     let mut old = serve(&text);
-    models_are_known(data, admin).await;
+    until_models_are_served(data, admin).await;
     let load = Load::start(data, 6, Refused::Fails);
     let watched = Arc::new(AtomicBool::new(true));
     let watching = Arc::clone(&watched);
@@ -173,7 +173,7 @@ async fn a_stream_of_the_old_process_is_not_cut() {
     let socket = directory.path().join("upgrade.sock");
     let text = settings(data, admin, &with_socket(&socket), &fake);
     let mut old = serve(&text);
-    models_are_known(data, admin).await;
+    until_models_are_served(data, admin).await;
     let mut stream = open(data, post("/v1/chat/completions", chat(true))).await.unwrap();
     let mut answer = stream.chunk().await.unwrap().unwrap().to_vec();
     let mut new = serve_with(&text, &["--upgrade"]);
@@ -185,7 +185,7 @@ async fn a_stream_of_the_old_process_is_not_cut() {
     assert!(answer.ends_with(b"data: [DONE]\n\n"), "the stream was cut");
     drop(stream);
     assert_eq!(old.exit_code().await, Some(0));
-    models_are_known(data, admin).await;
+    until_models_are_served(data, admin).await;
     new.signal("-TERM");
     assert_eq!(new.exit_code().await, Some(0));
 }
@@ -197,7 +197,7 @@ async fn the_process_continues_if_no_successor_serves() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("upgrade.sock");
     let mut proxy = serve(&settings(data, admin, &with_socket(&socket), &fake));
-    models_are_known(data, admin).await;
+    until_models_are_served(data, admin).await;
     let load = Load::start(data, 2, Refused::Fails);
     for signal in ["-QUIT", "-HUP", "-QUIT", "-HUP"] {
         proxy.signal(signal);
@@ -211,7 +211,7 @@ async fn the_process_continues_if_no_successor_serves() {
     drop(stream);
     load.answers(20).await;
     assert_eq!(load.end().await, Vec::<String>::new());
-    assert!(proxy.child.try_wait().unwrap().is_none(), "it runs");
+    assert!(proxy.child.try_wait().unwrap().is_none(), "the process still runs");
     assert_eq!(send(admin, get("/readyz")).await.status, 200);
     proxy.signal("-TERM");
     assert_eq!(proxy.exit_code().await, Some(0));
@@ -222,7 +222,7 @@ async fn after_the_linger_accepted_requests_complete() {
     let fake = Fake::start([], Act::Slow(200, chat_answer("x"))).await;
     let (data, admin) = two_ports();
     let mut proxy = serve(&settings(data, admin, "linger_seconds = 0.5\n", &fake));
-    models_are_known(data, admin).await;
+    until_models_are_served(data, admin).await;
     let load = Load::start(data, 25, Refused::Stops);
     load.answers(25).await;
     proxy.signal("-TERM");
@@ -282,7 +282,7 @@ async fn serve_prints_its_addresses_and_port_0_is_any_port() {
         at.trim_end_matches('/').parse().unwrap()
     };
     let (data, admin) = (address("listens on"), address("dashboard"));
-    models_are_known(data, admin).await;
+    until_models_are_served(data, admin).await;
     assert_eq!(send(admin, get("/livez")).await.status, 200);
     child.kill().unwrap();
     child.wait().unwrap();

@@ -1,4 +1,4 @@
-//! `tidegate top` and `tidegate demo` where there is no terminal: lines for scripts.
+//! `tidegate top` and `tidegate demo` without a terminal: lines for scripts.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
@@ -62,7 +62,7 @@ async fn an_interrupt_ends_top_after_a_whole_line() {
 }
 
 #[test]
-fn the_demo_ends_with_a_result_in_words() {
+fn the_demo_prints_its_result_as_text() {
     let mut trace = tempfile::NamedTempFile::new().unwrap();
     for at in [0, 200, 400] {
         writeln!(trace, "{{\"timestamp\":{at},\"input_length\":600,\"output_length\":8}}").unwrap();

@@ -81,17 +81,17 @@ impl Opened {
     }
 
     /// Asserts that exactly these bytes follow.
-    pub async fn gets(&mut self, wanted: &[u8]) {
+    pub async fn receives(&mut self, wanted: &[u8]) {
         while self.read.len() < wanted.len() {
             let read = within(self.socket.read_buf(&mut self.read)).await.unwrap();
             assert!(read > 0, "ended after {} bytes", self.read.len());
         }
-        assert!(self.read == wanted, "other bytes than were sent");
+        assert!(self.read == wanted, "bytes differ from those sent");
         self.read.clear();
     }
 
     /// Asserts that the peer has closed without a further byte.
-    pub async fn ends(&mut self) {
+    pub async fn is_closed(&mut self) {
         let read = within(self.socket.read_buf(&mut self.read)).await;
         assert!(read.unwrap_or(0) == 0 && self.read.is_empty());
     }
@@ -160,8 +160,8 @@ async fn a_tunnel_forwards_both_directions_and_a_disconnect_closes_the_engines_c
     ] {
         assert_eq!(opened.head.matches(line).count(), 1, "{line}: {}", opened.head);
     }
-    opened.send(format!("{SWITCHED}first words")).await;
-    client.read_to("first words").await;
+    opened.send(format!("{SWITCHED}first bytes")).await;
+    client.read_to("first bytes").await;
     let head = client.so_far().to_ascii_lowercase();
     assert!(head.starts_with("http/1.1 101 switching protocols\r\n"), "{head}");
     for line in [
@@ -174,7 +174,7 @@ async fn a_tunnel_forwards_both_directions_and_a_disconnect_closes_the_engines_c
     }
     assert!(!head.contains("content-length") && !head.contains("transfer-encoding"));
     client.forget();
-    opened.gets(b"early bytes").await;
+    opened.receives(b"early bytes").await;
     proxy.shows("a", |backend| backend["streams"] == 1).await;
 
     // More than the socket buffers hold, in both directions at once.
@@ -212,8 +212,8 @@ async fn a_half_close_of_a_websocket_is_forwarded_and_the_other_direction_stays_
     let (mut client, mut opened) = tunnel(&proxy, &server).await;
     client.send(b"close frame").await;
     client.half_close().await;
-    opened.gets(b"close frame").await;
-    opened.ends().await;
+    opened.receives(b"close frame").await;
+    opened.is_closed().await;
     opened.send("the answer to it").await;
     client.read_to("the answer to it").await;
     drop(opened);
@@ -227,9 +227,9 @@ async fn a_half_close_of_a_websocket_is_forwarded_and_the_other_direction_stays_
     client.read_to("close frame").await;
     assert!(client.is_closed().await);
     client.send(b"the answer to it").await;
-    opened.gets(b"the answer to it").await;
+    opened.receives(b"the answer to it").await;
     drop(client);
-    opened.ends().await;
+    opened.is_closed().await;
     settled(&proxy, "done").await;
 }
 
@@ -248,14 +248,14 @@ async fn a_failed_connection_closes_the_other() {
     let socket = client.into_socket();
     socket.set_zero_linger().unwrap();
     drop(socket);
-    opened.ends().await;
+    opened.is_closed().await;
     settled(&proxy, "client_left").await;
 
     let top = "half_close = \"cancel\"";
     let proxy = Proxy::start(top, &[server.engine("a", MODEL)]).await;
     let (mut client, mut opened) = tunnel(&proxy, &server).await;
     client.half_close().await;
-    opened.ends().await;
+    opened.is_closed().await;
     assert!(client.is_closed().await);
     settled(&proxy, "client_left").await;
 }
@@ -266,7 +266,7 @@ async fn the_idle_time_out_ends_a_websocket_without_bytes() {
     let proxy = Proxy::start("keepalive_seconds = 1", &[server.engine("a", MODEL)]).await;
     let (mut client, mut opened) = tunnel(&proxy, &server).await;
     assert!(client.is_closed().await);
-    opened.ends().await;
+    opened.is_closed().await;
     settled(&proxy, "cut").await;
 }
 
@@ -325,7 +325,7 @@ async fn a_handshake_answered_without_101_is_forwarded_and_closes_the_connection
         (Some("1"), Some("close"))
     );
     assert!(client.is_closed().await);
-    opened.gets(b"").await;
+    opened.receives(b"").await;
     proxy.settles().await;
 
     for head in ["Upgrade: h2c\r\nConnection: Upgrade\r\n", "Upgrade: websocket\r\n", ""] {
@@ -343,7 +343,7 @@ async fn a_websocket_is_routed_to_a_backend_that_supports_it() {
     let server = Server::start().await;
     let answers = || Fake::start([], Act::Json(200, chat_answer("x")));
     let [whole, other] = [answers().await, answers().await];
-    let dead = crate::proxy::Nobody::new();
+    let dead = crate::proxy::RefusingAddress::new();
     let dead = Engine { name: "dead", url: dead.url(), more: MODEL };
     // The path is requested only from engines whose family has it; one that answers 404 does not
     // have it.
@@ -400,11 +400,11 @@ async fn invalid_or_unauthorized_handshakes_are_refused() {
 
     let mut client = asks(&proxy, target, key).await;
     let mut opened = server.opened().await;
-    assert!(!opened.head.contains("sk-gateway-key"), "the gateway's key stays here");
+    assert!(!opened.head.contains("sk-gateway-key"), "the gateway's key is not forwarded");
     opened.send(SWITCHED).await;
     client.read_to("101 Switching").await;
     drop(client);
-    opened.ends().await;
+    opened.is_closed().await;
     proxy.settles().await;
 }
 
@@ -417,7 +417,7 @@ async fn a_flip_does_not_cut_a_websocket_and_a_drain_waits_for_it() {
     assert_eq!(answer.status, 200, "{}", answer.body);
     proxy.shows("a", |backend| backend["role"] == "draining").await;
     client.send(b"still there?").await;
-    opened.gets(b"still there?").await;
+    opened.receives(b"still there?").await;
 
     let data = proxy.data;
     let stopping = tokio::task::spawn_blocking(move || drop(proxy));

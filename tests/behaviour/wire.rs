@@ -59,7 +59,7 @@ async fn requests_in_one_write_are_answered_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_may_come_byte_by_byte() {
+async fn a_request_may_arrive_byte_by_byte() {
     let (fake, proxy) = serving(Act::Json(200, chat_answer("hello"))).await;
     let whole = request("connection: close\r\n", r#"{"model":"m","messages":[]}"#);
     let bytes: Vec<&str> = whole.split("").collect();
@@ -112,7 +112,7 @@ async fn expect_100_continue_is_answered_unless_the_request_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_reaches_a_client_that_still_sends() {
+async fn a_client_that_is_still_sending_receives_a_refusal() {
     let (_fake, proxy) = serving(Act::Json(200, chat_answer("hello"))).await;
     let long = "x".repeat(4 << 20);
     let answer = talk(proxy.data, &[&request("", &long)]).await;
@@ -166,8 +166,8 @@ async fn malformed_requests_are_refused_in_the_apis_error_format() {
         let answer = talk(proxy.data, &[wire]).await;
         assert_eq!(statuses(&answer), [status], "{wire:.60}: {answer}");
         let body = answer.split_once("\r\n\r\n").unwrap().1;
-        let told: serde_json::Value = serde_json::from_str(body).unwrap();
-        assert!(told["error"]["message"].is_string(), "{body}");
+        let error: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert!(error["error"]["message"].is_string(), "{body}");
     }
     assert!(fake.sent().is_empty());
     proxy.settles().await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
 use crate::tally::Outcome;
-use crate::tap::{ERROR_EVENT, REFUSED, WORDS};
+use crate::tap::{ERROR_EVENT, MESSAGE, REFUSED};
 use crate::wire::{self, Answer, Reading};
 
 /// Behaviour of a client.
@@ -146,7 +146,7 @@ impl Client {
                 Outcome::Left
             }
             _ => match tokio::time::timeout(LIMIT, asking).await {
-                Ok(Ok(Some(answer))) => self.judge(&answer),
+                Ok(Ok(Some(answer))) => self.outcome_of(&answer),
                 Ok(Ok(None)) => Outcome::Left,
                 Ok(Err(error)) => Outcome::Lost(error.to_string()),
                 Err(_) => Outcome::Lost("no whole answer within 90 s".to_owned()),
@@ -173,12 +173,12 @@ impl Client {
         wire::read(&mut stream, reading).await.map(Some)
     }
 
-    fn judge(&self, answer: &Answer) -> Outcome {
+    fn outcome_of(&self, answer: &Answer) -> Outcome {
         let text = answer.text();
         if matches!(self.manner, Manner::Refused | Manner::ErrorEvent) {
             // A refusal may be an event after a response head that a keep-alive comment has sent.
             let refused = answer.status >= 400 || self.is_streamed;
-            return match refused && text.contains(WORDS) {
+            return match refused && text.contains(MESSAGE) {
                 true => Outcome::Refused,
                 false => Outcome::Lost(wording(answer)),
             };

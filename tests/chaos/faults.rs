@@ -43,7 +43,7 @@ async fn begin(fleet: &Fleet, engine: usize, fault: Fault, rng: &mut Rng) {
 }
 
 /// Injects faults into one fleet until stopped; returns the count of each kind.
-pub async fn plague(
+pub async fn inject(
     fleet: Arc<Fleet>,
     mut rng: Rng,
     mut stop: watch::Receiver<bool>,

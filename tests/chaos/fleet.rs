@@ -139,22 +139,22 @@ impl Proxy {
         let running = tidegate_proxy::spawn(&settings).unwrap();
         let proxy = Proxy { data, admin, running };
         let end = Instant::now() + Duration::from_secs(20);
-        while !proxy.knows(fleets).await {
-            assert!(Instant::now() < end, "the proxy never knew its models");
+        while !proxy.serves_models(fleets).await {
+            assert!(Instant::now() < end, "the proxy does not serve its models in time");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         proxy
     }
 
-    async fn knows(&self, fleets: &[&Fleet]) -> bool {
-        let asked = wire::ask(self.data, "GET", "/v1/models", "").await;
-        asked.is_ok_and(|answer| fleets.iter().all(|fleet| answer.text().contains(fleet.model)))
+    async fn serves_models(&self, fleets: &[&Fleet]) -> bool {
+        let answer = wire::ask(self.data, "GET", "/v1/models", "").await;
+        answer.is_ok_and(|answer| fleets.iter().all(|fleet| answer.text().contains(fleet.model)))
     }
 
     /// Gets a page of the admin port.
     pub async fn page(&self, path: &str) -> String {
-        let asked = wire::ask(self.admin, "GET", path, "").await;
-        asked.map(|answer| answer.text().into_owned()).unwrap_or_default()
+        let answer = wire::ask(self.admin, "GET", path, "").await;
+        answer.map(|answer| answer.text().into_owned()).unwrap_or_default()
     }
 
     /// Reloads the configuration, as SIGHUP does.

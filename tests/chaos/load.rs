@@ -49,12 +49,12 @@ pub async fn run(seed: u64, scale: Scale) {
     let began = Instant::now();
     let half = scale.requests / 2;
     stage.act(0..half).await;
-    let middle = stage.comes_to_rest().await;
+    let middle = stage.settles().await;
     stage.act(half..scale.requests).await;
-    let end = stage.comes_to_rest().await;
+    let end = stage.settles().await;
     println!("chaos: {} requests in {:.0} s", scale.requests, began.elapsed().as_secs_f64());
     println!("chaos: middle {middle:?}, end {end:?}");
-    stage.judge();
+    stage.assert_outcomes();
     assert!(end.is_flat_since(middle), "middle {middle:?}, end {end:?}");
 }
 
@@ -65,7 +65,7 @@ impl Stage {
         let mut beside = JoinSet::new();
         let rng = |more: u64| Rng::with_seed(self.seed ^ numbers.start << 20 ^ more << 56);
         for (fleet, n) in self.fleets.iter().zip(1..) {
-            beside.spawn(faults::plague(Arc::clone(fleet), rng(n), stopped.clone()));
+            beside.spawn(faults::inject(Arc::clone(fleet), rng(n), stopped.clone()));
         }
         let (proxy, split) = (Arc::clone(&self.proxy), Arc::clone(&self.fleets[0]));
         beside.spawn(faults::flips(proxy, split, rng(9), stopped));
@@ -98,7 +98,7 @@ impl Stage {
     }
 
     /// Asserts that every counter returns to zero and that idle connections end.
-    async fn comes_to_rest(&self) -> Held {
+    async fn settles(&self) -> Held {
         let end = Instant::now() + SETTLES;
         loop {
             let left = self.unsettled().await;
@@ -162,20 +162,20 @@ impl Stage {
     }
 
     /// Prints client results beside the injected faults.
-    fn judge(&self) {
+    fn assert_outcomes(&self) {
         self.tally.print();
         let good = self.tally.good();
         let cuts: u64 = self.fleets.iter().map(|fleet| fleet.cuts()).sum();
         println!("chaos: good requests: {good:?}; streams cut by the fault layer: {cuts}");
         assert!(good.served > 0);
         assert_eq!(good.lost, 0, "good requests that another engine could have served");
-        assert!(good.cut <= cuts, "{} streams broke, {cuts} were cut on purpose", good.cut);
-        // Requests that no fault has cut.
+        assert!(good.cut <= cuts, "{} streams broke, {cuts} were cut by the fault layer", good.cut);
+        // Requests not cut by a fault.
         let share = good.served as f64 / (good.served + good.lost) as f64;
-        assert!(share >= 0.999, "good requests served: {share}");
+        assert!(share >= 0.999, "share of valid requests served: {share}");
         for manner in [Manner::Refused, Manner::ErrorEvent] {
             let lost = self.tally.count(manner, "lost");
-            assert_eq!(lost, 0, "{}: without the engines' words", manner.as_str());
+            assert_eq!(lost, 0, "{}: answers without the engines' message", manner.as_str());
         }
     }
 }

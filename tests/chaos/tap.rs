@@ -18,7 +18,7 @@ pub const REFUSED: &str = "\"user\":\"chaos-refused\"";
 /// streamed.
 pub const ERROR_EVENT: &str = "\"user\":\"chaos-error-event\"";
 /// Message of both errors.
-pub const WORDS: &str = "chaos: this request cannot be served";
+pub const MESSAGE: &str = "chaos: this request cannot be served";
 
 /// Mode of the relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +103,7 @@ struct Link {
     modes: watch::Receiver<Mode>,
     cuts: Arc<AtomicU64>,
     /// Buffer of the incoming request.
-    asked: Vec<u8>,
+    incoming: Vec<u8>,
     /// Whether the current answer is a stream whose head has been relayed.
     is_streaming: bool,
     /// Bytes relayed of the current answer.
@@ -112,7 +112,7 @@ struct Link {
 
 impl Link {
     fn new(near: TcpStream, modes: watch::Receiver<Mode>, cuts: Arc<AtomicU64>) -> Link {
-        Link { near, modes, cuts, asked: Vec::new(), is_streaming: false, answered: 0 }
+        Link { near, modes, cuts, incoming: Vec::new(), is_streaming: false, answered: 0 }
     }
 
     async fn run(mut self, engine: SocketAddr) {
@@ -133,7 +133,7 @@ impl Link {
             }
             tokio::select! {
                 changed = self.modes.changed() => if changed.is_err() { return },
-                read = self.near.read_buf(&mut self.asked) => {
+                read = self.near.read_buf(&mut self.incoming) => {
                     let gone = read.unwrap_or(0) == 0;
                     if gone || !self.forward(&mut far, mode).await {
                         return;
@@ -150,14 +150,14 @@ impl Link {
 
     /// Relays complete requests. Returns false when the connection has ended.
     async fn forward(&mut self, far: &mut TcpStream, mode: Mode) -> bool {
-        while let Ok(Some(head)) = read_request(&self.asked) {
+        while let Ok(Some(head)) = read_request(&self.incoming) {
             let Framing::Length(length) = head.framing else { return false };
             let end = head.length + length as usize;
-            if self.asked.len() < end {
+            if self.incoming.len() < end {
                 break;
             }
-            let rest = self.asked.split_off(end);
-            let request = std::mem::replace(&mut self.asked, rest);
+            let rest = self.incoming.split_off(end);
+            let request = std::mem::replace(&mut self.incoming, rest);
             (self.is_streaming, self.answered) = (false, 0);
             let sent = match in_place(&head.method, &request, mode) {
                 Some(answer) => self.near.write_all(answer.as_bytes()).await,
@@ -223,14 +223,14 @@ fn in_place(method: &http::Method, request: &[u8], mode: Mode) -> Option<String>
     };
     let is_event = find(request, ERROR_EVENT.as_bytes());
     if is_event && find(request, b"\"stream\":true") {
-        let event = error(500, WORDS);
+        let event = error(500, MESSAGE);
         return Some(format!(
             "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n\
              data: {event}\n\ndata: [DONE]\n\n"
         ));
     }
     if is_event || find(request, REFUSED.as_bytes()) {
-        return whole(500, "", &error(500, WORDS));
+        return whole(500, "", &error(500, MESSAGE));
     }
     match mode {
         Mode::Fail(status @ (429 | 503)) => {

@@ -1,4 +1,4 @@
-//! The live run is the simulated one: `tidegate demo` over real sockets and in real time, beside
+//! Live and simulated runs agree: `tidegate demo` over real sockets in real time, compared with
 //! `tidegate simulate` on the same slice of a trace. Two minutes of real time on a quiet machine:
 //! `make test-live`, not part of `make test`.
 #![allow(
@@ -16,14 +16,14 @@ use tidegate_types::{Seconds, Tokens};
 /// Real time of a slice.
 const LENGTH: f64 = 30.0;
 /// Largest accepted difference of attainments.
-const APART: f64 = 0.03;
-/// A busy machine spoils a run: engines' steps end late.
+const DIFFERENCE_MAX: f64 = 0.03;
+/// Attempts per slice: on a busy machine the engines' steps end late.
 const TRIES: u32 = 2;
 
 #[test]
 #[ignore = "two minutes of real time: make test-live"]
 fn a_shift_of_regime() {
-    // Long answers give way to long prompts in the middle; short enough to end with the demo.
+    // Long answers are followed by long prompts in the middle; answers are short enough to end within the demo.
     agree("regime_shift_60s.jsonl", 100.0, 1.4, 0.4);
 }
 
@@ -54,14 +54,14 @@ fn agree(file: &str, from: f64, rate: f64, output: f64) {
             Some(&report),
         ));
         println!("{file}: simulated {simulated:.3}, live {live:.3?}");
-        if (live[live.len() - 1] - simulated).abs() <= APART {
+        if (live[live.len() - 1] - simulated).abs() <= DIFFERENCE_MAX {
             return;
         }
     }
     panic!("{file}: simulated {simulated:.3}, live {live:.3?}");
 }
 
-/// tidegate's line of the report in `file`, or on standard output.
+/// Returns the attainment in tidegate's line of the report in `file`, or on standard output.
 fn attainment(command: &mut Command, file: Option<&Path>) -> f64 {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

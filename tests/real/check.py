@@ -1,8 +1,8 @@
 """tidegate in front of two real vLLM engines: equal answers, real transfers, roles swapped under load, one engine killed.
 
-Run by run.sh, which starts and stops the engines. Python's standard library only. Prints what it measured; exits 1 at the
-first check that fails. Equal text proves no hand-off (a decode engine that gets no KV recomputes silently), so every
-transfer is proved by the engines' own counters.
+Run by run.sh, which starts and stops the engines. Python's standard library only. Prints its measurements; exits 1 at the
+first failed check. Equal text does not prove a hand-off (a decode engine without KV recomputes silently), so every transfer is
+verified by the engines' counters.
 """
 import argparse, contextlib, http.client, json, os, pathlib, random, signal, subprocess, sys, tempfile, threading, time
 
@@ -23,7 +23,7 @@ def exchange(port, method, path, body=None, headers=None, timeout=120):
 
 
 def text_of(kind, stream, raw):
-    """What the client reads: text, finish reason, completion tokens."""
+    """Returns text, finish reason and completion tokens of an answer."""
     text, finish, usage = "", None, None
     chunks = [json.loads(line[6:]) for line in raw.splitlines() if line.startswith("data: {")] if stream else [json.loads(raw)]
     for chunk in chunks:
@@ -40,7 +40,7 @@ def text_of(kind, stream, raw):
 
 
 def request(kind, seed, stream, max_tokens=24):
-    """A prompt of a few hundred tokens that no other request shares a prefix with."""
+    """A request with a unique prompt of a few hundred tokens."""
     rng = random.Random(seed)
     words = " ".join(f"{rng.choice(['alpha', 'module', 'import', 'tide', 'gate'])}_{rng.randrange(10**6)}" for _ in range(60))
     body = {"model": "tiny", "max_tokens": max_tokens, "temperature": 0, "stream": stream, "ignore_eos": True}
@@ -97,7 +97,7 @@ def set_role(tidegate, name, role):
 
 
 def equal_answers():
-    """Each answer through tidegate equals what one engine alone says; the engine is asked afterwards."""
+    """Each answer through tidegate equals that of one engine alone, which is queried afterwards."""
     rows = 0
     for kind in ("completions", "chat"):
         for stream in (False, True):
@@ -111,7 +111,7 @@ def equal_answers():
 
 
 class Load:
-    """Threads that keep asking until told to stop, each with its own prompts."""
+    """Threads that send requests until stopped, each with its own prompts."""
 
     def __init__(self, threads, max_tokens):
         self.done, self.failures, self.stop = 0, [], threading.Event()
@@ -141,7 +141,7 @@ class Load:
 
 
 def swaps(tidegate):
-    """Roles swapped through the admin address while requests run: none fails, and both engines pull."""
+    """Roles swapped through the admin address under load: no request fails, and both engines pull KV."""
     before = [counters(e) for e in range(2)]
     load = Load(threads=4, max_tokens=32)
     for turn in range(6):
@@ -160,7 +160,7 @@ def swaps(tidegate):
 
 
 def leases():
-    print(f"waiting {LEASE_SECONDS + 4} s: a lease that was forgotten expires by then", flush=True)
+    print(f"waiting {LEASE_SECONDS + 4} s: an unreleased lease expires within this time", flush=True)
     time.sleep(LEASE_SECONDS + 4)
     for e in range(2):
         now = counters(e)
@@ -168,7 +168,7 @@ def leases():
 
 
 def kill(tidegate, engines):
-    """e1 dies while it decodes: only streams already begun on it may be lost; everything after goes on."""
+    """e1 is killed while it decodes: only streams already begun on it may be lost; later requests are served."""
     set_role(tidegate, "e0", "prefill")
     set_role(tidegate, "e1", "decode")
     load = Load(threads=4, max_tokens=64)
@@ -181,9 +181,9 @@ def kill(tidegate, engines):
     done_then = load.done
     time.sleep(15)
     load.finish()
-    # Streams may begin between the look and the kill: four threads bound them.
+    # Streams may begin between the query and the kill; four threads bound their number.
     check(f"e1 killed with {begun} streams begun on it: {len(load.failures)} lost", len(load.failures) <= max(begun, 4) and all("went away" in f or "error in the answer" in f for f in load.failures), str(load.failures[:4]))
-    check("requests went on with the engine that is left", load.done > done_then + 4, f"{load.done - done_then} after the kill")
+    check("requests are served by the remaining engine", load.done > done_then + 4, f"{load.done - done_then} after the kill")
 
 
 def settled():
@@ -191,13 +191,13 @@ def settled():
         _, _, raw = exchange(ADMIN, "GET", "/v1/fleet")
         fleet = json.loads(raw)
         if fleet["live_requests"] == 0 and all(b["streams"] == b["prefill_legs"] == b["kv_tokens"] == 0 for b in fleet["backends"]):
-            return check("every counter is back at zero", True)
+            return check("every counter has returned to zero", True)
         time.sleep(0.1)
-    check("every counter is back at zero", False, raw)
+    check("every counter has returned to zero", False, raw)
 
 
 def start(tidegate, path, directory, headers=None):
-    """tidegate with this configuration, once it knows the model (or after 10 s), and its log."""
+    """Starts tidegate with this configuration; returns it and its log once it serves the model, or after 10 s."""
     log = open(pathlib.Path(directory, "tidegate.log"), "w")
     proxy = subprocess.Popen([tidegate, "serve", "--config", path], stdout=log, stderr=log)
     for _ in range(100):
@@ -212,7 +212,7 @@ def start(tidegate, path, directory, headers=None):
 
 @contextlib.contextmanager
 def serving(tidegate, path, directory, headers=None):
-    """The same, ended with the block."""
+    """Like start; stops tidegate at the end of the block."""
     proxy, log = start(tidegate, path, directory, headers)
     try:
         yield
@@ -232,7 +232,7 @@ def main():
     directory = tempfile.mkdtemp()
     proxy, log = start(args.tidegate, config(args.model, directory), directory)
     try:
-        for engine in range(2):  # the first request of an engine compiles and handshakes
+        for engine in range(2):  # the first request of an engine includes compilation and handshake
             ask(FIRST + engine, "completions", f"warm {engine}", False)
         before = counters(1)
         rows = equal_answers()
@@ -243,7 +243,7 @@ def main():
         kill(args.tidegate, args.engines)
         settled()
         proxy.send_signal(signal.SIGTERM)
-        check("SIGTERM ends it with exit code 0", proxy.wait(timeout=45) == 0)
+        check("tidegate exits with code 0 after SIGTERM", proxy.wait(timeout=45) == 0)
         print("check: all checks passed")
     finally:
         if proxy.poll() is None:

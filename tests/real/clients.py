@@ -1,8 +1,8 @@
-"""Clients that people use, against tidegate in front of two real vLLM engines: the `openai` and `anthropic` packages (both
-are among vLLM's own requirements), and requests with features that a split must survive.
+"""Common clients against tidegate in front of two real vLLM engines: the `openai` and `anthropic` packages (both are
+requirements of vLLM), with request features that disaggregation must preserve.
 
 Run by run.sh before check.py, on the same engines. Every answer is compared with the same call to one engine alone; where an
-engine refuses a call, tidegate must hand on the same refusal. Exits 1 at the first check that fails.
+engine refuses a call, tidegate must return the same refusal. Exits 1 at the first failed check.
 """
 import argparse, concurrent.futures, json, tempfile, time
 
@@ -13,12 +13,12 @@ KEY = "sk-tidegate-real-clients"
 LONG = " ".join(f"tide_{n * 7919 % 100003}" for n in range(80))
 TOOLS = [{"type": "function", "function": {"name": "tide", "description": "The tide's height.", "parameters": {"type": "object", "properties": {"place": {"type": "string", "enum": ["gate", "quay"]}}, "required": ["place"]}}}]
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}}}
-# Names of one answer, and when it was made: never equal.
+# Members that differ between any two answers: ids and times.
 OWN = {"id", "created", "created_at", "completed_at", "system_fingerprint", "request_id", "item_id", "metrics", "kv_transfer_params", "prompt_tokens_details", "input_tokens_details"}
 
 
 def plain(value):
-    """What must be equal of an answer."""
+    """Returns the part of an answer that must be equal."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items() if k not in OWN}
     if isinstance(value, list):
@@ -27,7 +27,7 @@ def plain(value):
 
 
 def call(of):
-    """An answer, or the class and status of the error that a client's library makes of it."""
+    """Returns the answer, or the class and status of the error that the client library raises."""
     try:
         answer = of()
         if hasattr(answer, "model_dump"):
@@ -38,7 +38,7 @@ def call(of):
 
 
 def text_of_stream(events):
-    """The text, the finish reasons and the usage of a stream: how tokens are cut into events may differ."""
+    """Returns text, finish reasons and usage of a stream; the grouping of tokens into events may differ."""
     text, finish, usage = "", [], None
     for event in events:
         event = event.model_dump()
@@ -53,7 +53,7 @@ def text_of_stream(events):
 
 
 def both(what, of, expect=None):
-    """The same call to tidegate and to one engine alone; the engine is asked afterwards. Both answer, unless an error is expected."""
+    """Makes the same call to tidegate and then to one engine alone. Both answer, unless an error is expected."""
     ours, alone = call(lambda: of(clients["tidegate"])), call(lambda: of(clients["alone"]))
     refused = f"both refuse: {ours['error']} {ours['status']}" if ours.get("error") else ""
     check(f"{what}: equal to one engine alone", ours == alone, refused if ours == alone else "; ".join(differences(ours, alone)))
@@ -62,14 +62,14 @@ def both(what, of, expect=None):
 
 
 def calls(what, of):
-    """Both answer with a call of the tool. Its arguments are the engine's: of a random model not always an object."""
+    """Both answer with a tool call. The arguments of a model with random weights are not always an object."""
     answer = both(what, of)
     made = [call["function"] for choice in answer["choices"] for call in choice["message"].get("tool_calls") or []]
-    check(f"{what}: it is called", bool(made) and all(call["name"] == "tide" and call["arguments"] for call in made), str(made)[:200])
+    check(f"{what}: the tool is called", bool(made) and all(call["name"] == "tide" and call["arguments"] for call in made), str(made)[:200])
 
 
 def differences(a, b, path=""):
-    """Where two answers differ."""
+    """Lists the differences between two answers."""
     if isinstance(a, dict) and isinstance(b, dict):
         return [row for k in sorted({*a, *b}) for row in differences(a.get(k), b.get(k), f"{path}.{k}")]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
@@ -78,7 +78,7 @@ def differences(a, b, path=""):
 
 
 def fresh(name):
-    """A prompt that no engine has in its cache, or there would be nothing to pull; the same for both calls of one check."""
+    """Returns a prompt that is in no prefix cache, so that KV is pulled; the same for both calls of a check."""
     return f"{name} {began} {LONG}"
 
 
@@ -93,12 +93,12 @@ def features():
     both("n=2, seeded", lambda c: chat(c, n=2, seed=7, temperature=0.8))
     both("logprobs", lambda c: chat(c, logprobs=True, top_logprobs=3))
     both("stop strings", lambda c: chat(c, stop=["import", "tide"], extra_body={}))
-    both("tools, none to be called", lambda c: chat(c, tools=TOOLS, tool_choice="none"))
+    both("tools, tool_choice none", lambda c: chat(c, tools=TOOLS, tool_choice="none"))
     named = {"type": "function", "function": {"name": "tide"}}
-    calls("tools, one to be called", lambda c: chat(c, tools=TOOLS, tool_choice=named, max_tokens=60, extra_body={}))
-    # What a random model writes under this constraint does not end within any length: an answer, not always a call.
-    both("tools, some to be called", lambda c: chat(c, tools=TOOLS, tool_choice="required", max_tokens=120, extra_body={}))
-    both("tools, the model's choice", lambda c: chat(c, tools=TOOLS, tool_choice="auto"))
+    calls("tools, named tool_choice", lambda c: chat(c, tools=TOOLS, tool_choice=named, max_tokens=60, extra_body={}))
+    # A random model under this constraint does not end within any length: an answer is required, not a call.
+    both("tools, tool_choice required", lambda c: chat(c, tools=TOOLS, tool_choice="required", max_tokens=120, extra_body={}))
+    both("tools, tool_choice auto", lambda c: chat(c, tools=TOOLS, tool_choice="auto"))
     both("structured output", lambda c: chat(c, response_format=SCHEMA, max_tokens=40, extra_body={}))
     ids = [1] + [(n * 31) % 500 + 10 for n in range(300)]
     completion = lambda c, **more: c.openai.completions.create(**{"model": "tiny", "prompt": ids, "max_tokens": 12, "temperature": 0, **more})
@@ -116,11 +116,11 @@ def features():
 
 
 def errors():
-    both("unknown model", lambda c: chat(c, model="nobody"), "NotFoundError")
+    both("unknown model", lambda c: chat(c, model="unknown"), "NotFoundError")
     both("temperature out of range", lambda c: chat(c, temperature=9), "BadRequestError")
     both("prompt too long", lambda c: chat(c, messages=[{"role": "user", "content": "tide " * 20000}]), "BadRequestError")
-    stranger = openai.OpenAI(base_url=f"http://{HOST}:{DATA}/v1", api_key="sk-nobody-knows-me", max_retries=0)
-    refused = call(lambda: stranger.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x"}]))
+    unknown_client = openai.OpenAI(base_url=f"http://{HOST}:{DATA}/v1", api_key="sk-unknown-key", max_retries=0)
+    refused = call(lambda: unknown_client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x"}]))
     check("a wrong key: AuthenticationError", refused == {"error": "AuthenticationError", "status": 401}, str(refused))
 
 
@@ -135,14 +135,14 @@ def anthropics():
     moved = counters(1)["bytes pulled"] - before
     check("a message is split: its decode engine pulled the prompt's KV", moved > 0, f"{moved:.0f} bytes")
     both("anthropic: message, streamed", lambda c: messages(c, stream=True))
-    both("anthropic: unknown model", lambda c: messages(c, model="nobody"), "NotFoundError")
-    stranger = anthropic.Anthropic(base_url=f"http://{HOST}:{DATA}", api_key="sk-nobody-knows-me", max_retries=0)
-    refused = call(lambda: messages(Client(None, stranger)))
+    both("anthropic: unknown model", lambda c: messages(c, model="unknown"), "NotFoundError")
+    unknown_client = anthropic.Anthropic(base_url=f"http://{HOST}:{DATA}", api_key="sk-unknown-key", max_retries=0)
+    refused = call(lambda: messages(Client(None, unknown_client)))
     check("anthropic: a wrong key: AuthenticationError", refused == {"error": "AuthenticationError", "status": 401}, str(refused))
 
 
 def mixed(count=100):
-    """Many at once, long and short, streamed and not: as many answers, and what each says one engine alone says too."""
+    """Concurrent requests, long and short, streamed and not: all are answered, as by one engine alone."""
     def one(n):
         path, body = request(("completions", "chat")[n % 2], f"mixed {n} {began}", n % 3 == 0, 4 + n % 13)
         status, _, raw = exchange(DATA, "POST", path, body, {"authorization": f"Bearer {KEY}"})
@@ -158,7 +158,7 @@ def mixed(count=100):
         kind = "chat" if "chat" in path else "completions"
         alone = exchange(FIRST, "POST", path, body)[2]
         differ += text_of(kind, body["stream"], raw) != text_of(kind, body["stream"], alone)
-    check(f"{count - differ} of them say what one engine alone says", differ == 0)
+    check(f"{count - differ} of them equal the answer of one engine alone", differ == 0)
 
 
 class Client:

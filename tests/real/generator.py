@@ -1,7 +1,7 @@
-"""A public load generator, guidellm, against tidegate in front of two real vLLM engines: by its own report no request fails.
+"""A public load generator, guidellm, against tidegate in front of two real vLLM engines: its report contains no failed request.
 
-Run by run.sh, with guidellm in a virtual environment of its own (its pins and vLLM's clash). Exits 1 if its report tells of a
-failed request, or of fewer than were asked for.
+Run by run.sh, with guidellm in a virtual environment of its own (its version pins conflict with vLLM's). Exits 1 if its report
+contains a failed request, or fewer requests than were ordered.
 """
 import argparse, json, os, pathlib, subprocess, tempfile
 
@@ -11,7 +11,7 @@ REQUESTS = 60
 
 
 def report(args, folder):
-    """guidellm's own report of one run."""
+    """Returns guidellm's report of one run."""
     path = pathlib.Path(folder, "report.json")
     command = [
         f"{args.guide}/bin/guidellm", "run", "--disable-console-interactive",

@@ -1,11 +1,11 @@
-"""A real vLLM that publishes KV cache events, behind tidegate: is the cached part of each prompt known?
+"""A real vLLM that publishes KV cache events, behind tidegate: accuracy of the predicted prefix cache hits.
 
 kv_events.py --venv VENV --tidegate BINARY --model TINY_LLAMA [--requests N]
 
-Starts one engine (CPU build) with a cache of 24 blocks, so that it evicts all the time, and sends the
-same kind of traffic through tidegate with events and without. Prints the error of the prediction and
-fails if the events' is not the smaller one. With the same engine: token counts of streams, which the
-client must not see, and the engine's own numbers.
+Starts one engine (CPU build) with a cache of 24 blocks, so that it evicts continuously, and sends equal
+traffic through tidegate with and without events. Prints the prediction errors and fails if the error
+with events is larger. Also checks, on the same engine, that token counts of streams are exact and not
+forwarded to the client, and that the engine's metrics are read.
 """
 import argparse
 import json
@@ -44,7 +44,7 @@ def until(what, holds, seconds):
         except OSError:
             pass
         time.sleep(0.2)
-    sys.exit(f"never came: {what}")
+    sys.exit(f"not within the time limit: {what}")
 
 
 def engine(args, folder, port):
@@ -104,7 +104,7 @@ kv_capacity_tokens = {BLOCK * BLOCKS}
 
 
 def traffic(proxy, seed, requests):
-    """Twelve documents of five blocks and a bit, asked about again and again."""
+    """Sends repeated prompts on twelve documents of somewhat more than five blocks."""
     draw = random.Random(seed)
     documents = [[draw.randrange(10, 4000) for _ in range(700)] for _ in range(12)]
     absolute, prompt_tokens, cached_tokens, exact = 0, 0, 0, 0
@@ -127,20 +127,20 @@ def traffic(proxy, seed, requests):
 
 
 def stream_of(url, body):
-    """What does not depend on how tokens were bundled: the text, which members chunks have, how the usage comes."""
+    """Returns the parts of a stream that do not depend on the bundling of tokens: text, members of chunks, usage."""
     chunks = [json.loads(line[6:]) for line in post(url, body).splitlines() if line.startswith("data: {")]
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     text = "".join(c.get("text") or (c.get("delta") or {}).get("content") or "" for c in choices)
-    last = dict(chunks[-1].get("usage") or {}, prompt_tokens_details=None)  # the second one finds the prompt cached
-    # vLLM puts its fingerprint into the last chunk it sends: asked for usage, that is the usage chunk, which is cut out.
+    last = dict(chunks[-1].get("usage") or {}, prompt_tokens_details=None)  # the second request hits the prefix cache
+    # vLLM puts its fingerprint into the last chunk. If usage is requested, that is the usage chunk, which tidegate removes.
     members = {tuple(member for member in chunk if member != "system_fingerprint") for chunk in chunks}
     return text, members, last, [c["finish_reason"] for c in choices if c["finish_reason"]]
 
 
 def exact_counts(proxy, engine_port):
-    """The client gets what the engine alone would have sent, and tidegate counts what was generated."""
+    """The client receives the stream of an engine alone, and tidegate counts the generated tokens."""
     emitted = lambda: json.loads(get(f"{proxy.admin}/v1/fleet"))["backends"][0]["emitted_tokens"]
-    before, asked = emitted(), 0
+    before, requested = emitted(), 0
     for path, prompt in (("completions", {"prompt": "the tide at the gate"}),
                          ("chat/completions", {"messages": [{"role": "user", "content": "the tide"}]})):
         for options in (None, {"include_usage": True},
@@ -151,11 +151,11 @@ def exact_counts(proxy, engine_port):
             alone = stream_of(f"http://127.0.0.1:{engine_port}/v1/{path}", body)
             through = stream_of(f"{proxy.url}/v1/{path}", body)
             assert through == alone, f"{path} {options}\n{through}\n{alone}"
-            asked += 40
+            requested += 40
     time.sleep(0.2)
     counted = emitted() - before
-    print(f"exact counts: {counted} tokens counted of {asked} generated, streams equal to the engine's own")
-    assert counted == asked
+    print(f"exact counts: {counted} tokens counted of {requested} generated, streams equal to the engine's own")
+    assert counted == requested
 
 
 def main():
@@ -169,44 +169,44 @@ def main():
     running = [engine(args, folder, port)]
     try:
         until("a healthy engine", lambda: get(f"http://127.0.0.1:{port}/health") is not None, 150)
-        # Stored before tidegate is there: known by replay alone.
+        # Stored before tidegate starts: available by replay only.
         early = [[7 + i] * 400 for i in range(2)]
         for prompt in early:
             post(f"http://127.0.0.1:{port}/v1/completions",
                  {"model": "tiny", "prompt": prompt, "max_tokens": 1})
-        told = Tidegate(args, folder, port, 18400, True)
-        running.append(told.process)
-        until("the whole cache by replay", lambda: told.metric("tidegate_kv_events_complete") == 1, 30)
-        print("by replay:", int(told.metric("tidegate_kv_event_blocks")), "blocks")
-        assert told.metric("tidegate_kv_event_blocks") == 6, "three full blocks of each early prompt"
-        until("ready", lambda: get(f"{told.admin}/readyz"), 20)
-        # Asked for twice: an engine that has never told of cached tokens may not tell at all.
+        observed = Tidegate(args, folder, port, 18400, True)
+        running.append(observed.process)
+        until("the complete cache contents by replay", lambda: observed.metric("tidegate_kv_events_complete") == 1, 30)
+        print("by replay:", int(observed.metric("tidegate_kv_event_blocks")), "blocks")
+        assert observed.metric("tidegate_kv_event_blocks") == 6, "three full blocks of each early prompt"
+        until("ready", lambda: get(f"{observed.admin}/readyz"), 20)
+        # Sent twice: only an engine that has reported cached tokens is known to report them.
         for _ in range(2):
-            post(f"{told.url}/v1/completions", {"model": "tiny", "prompt": early[0], "max_tokens": 1})
-        events = traffic(told, 1, args.requests)
+            post(f"{observed.url}/v1/completions", {"model": "tiny", "prompt": early[0], "max_tokens": 1})
+        events = traffic(observed, 1, args.requests)
         print("with events:", json.dumps(events))
-        kinds = re.findall(r'tidegate_kv_event_blocks_total{.*kind="(\w+)"} (\d+)', told.metrics())
-        print("blocks:", dict(kinds), "held:", int(told.metric("tidegate_kv_event_blocks")),
-              "lost messages:", int(told.metric("tidegate_kv_event_messages_lost_total")))
-        assert told.metric("tidegate_kv_event_messages_lost_total") == 0
-        exact_counts(told, port)
-        until("the engine's numbers", lambda: told.metric("tidegate_engine_kv_capacity_tokens") > 0, 10)
-        print("kv capacity by the engine's word:", int(told.metric("tidegate_engine_kv_capacity_tokens")),
-              "computed tokens:", int(told.metric("tidegate_engine_computed_tokens_total")))
+        kinds = re.findall(r'tidegate_kv_event_blocks_total{.*kind="(\w+)"} (\d+)', observed.metrics())
+        print("blocks:", dict(kinds), "held:", int(observed.metric("tidegate_kv_event_blocks")),
+              "lost messages:", int(observed.metric("tidegate_kv_event_messages_lost_total")))
+        assert observed.metric("tidegate_kv_event_messages_lost_total") == 0
+        exact_counts(observed, port)
+        until("the engine's metrics", lambda: observed.metric("tidegate_engine_kv_capacity_tokens") > 0, 10)
+        print("kv capacity reported by the engine:", int(observed.metric("tidegate_engine_kv_capacity_tokens")),
+              "computed tokens:", int(observed.metric("tidegate_engine_computed_tokens_total")))
         post(f"http://127.0.0.1:{port}/reset_prefix_cache", {})
         # vLLM publishes with its next step.
-        post(f"{told.url}/v1/completions", {"model": "tiny", "prompt": [5] * 20, "max_tokens": 1})
-        until("a cleared cache", lambda: told.metric("tidegate_kv_event_blocks") == 0, 10)
+        post(f"{observed.url}/v1/completions", {"model": "tiny", "prompt": [5] * 20, "max_tokens": 1})
+        until("a cleared cache", lambda: observed.metric("tidegate_kv_event_blocks") == 0, 10)
         print("cleared: the index is empty")
-        told.stop()
+        observed.stop()
         alone = Tidegate(args, folder, port, 18410, False)
         running.append(alone.process)
         until("ready", lambda: get(f"{alone.admin}/readyz"), 20)
         record = traffic(alone, 2, args.requests)
-        print("by the proxy's own record:", json.dumps(record))
+        print("predicted from routed requests:", json.dumps(record))
         alone.stop()
         better = events["mean_absolute_error_of_hit_rate"] <= record["mean_absolute_error_of_hit_rate"]
-        assert better, "events tell less than the proxy's own record"
+        assert better, "events predict worse than routed requests"
     finally:
         for process in running:
             if process.poll() is None:

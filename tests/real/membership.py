@@ -1,7 +1,7 @@
-"""A third real vLLM joins and leaves while requests run: a backend that is configured and absent costs nothing, gets its share
-when it comes, hands over both ways, and takes with it only the streams begun on it when it goes.
+"""A third real vLLM joins and leaves while requests run: an absent backend has no effect, a started one receives its
+share and takes part in hand-offs in both directions, and a killed one loses only the streams begun on it.
 
-Run by run.sh beside two engines that run already; starts the third itself. Exits 1 at the first check that fails.
+Run by run.sh beside two running engines; starts the third itself. Exits 1 at the first failed check.
 """
 import argparse, json, os, pathlib, signal, subprocess, tempfile, time
 
@@ -32,48 +32,48 @@ def computed(engine):
 
 
 def joins(args, run):
-    """Absent at first; started under load; then it decodes what e0 prefills."""
+    """e2 is absent at first and started under load; then it decodes after prefills on e0."""
     done = args.load.done
-    until("requests run without it", lambda: args.load.done >= done + 4, 120)
+    until("requests are served without it", lambda: args.load.done >= done + 4, 120)
     check("a backend that is configured and absent costs nothing", not args.load.failures, f"{args.load.done} requests, e2 is {backend('e2')['health']}")
     began = time.monotonic()
     subprocess.run(["bash", f"{args.engines}/start.sh", args.venv, run, args.model, "1", str(THIRD)], check=True)
     print(f"e2 was healthy after {time.monotonic() - began:.0f} s", flush=True)
-    took = until("it joins", lambda: backend("e2")["health"] == "up", 30)
+    took = until("e2 joins", lambda: backend("e2")["health"] == "up", 30)
     shown, e0 = backend("e2"), backend("e0")
-    check("it joins within seconds, of the same version and group", (shown["version"], shown["group"], shown["misfits"]) == (e0["version"], e0["group"], []), f"{took:.1f} s, version {shown['version']}")
-    until("it decodes what another engine prefilled", lambda: pulled(2) > 0, 120)
-    check("it pulls KV from another engine", True, f"{pulled(2):.0f} bytes")
+    check("e2 joins within seconds, with the same version and group", (shown["version"], shown["group"], shown["misfits"]) == (e0["version"], e0["group"], []), f"{took:.1f} s, version {shown['version']}")
+    until("e2 decodes after a prefill on another engine", lambda: pulled(2) > 0, 120)
+    check("e2 pulls KV from another engine", True, f"{pulled(2):.0f} bytes")
 
 
 def hands_over(tidegate):
-    """It prefills, and the others decode what it prefilled."""
+    """e2 prefills, and the others decode."""
     set_role(tidegate, "e2", "prefill")
     set_role(tidegate, "e0", "decode")
     before = (computed(2), pulled(0) + pulled(1))
-    until("it prefills for the others", lambda: computed(2) > before[0] and pulled(0) + pulled(1) > before[1], 120)
-    check("it hands over to the others", True, f"{computed(2) - before[0]:.0f} tokens computed there, {pulled(0) + pulled(1) - before[1]:.0f} bytes pulled from it")
+    until("e2 prefills for the others", lambda: computed(2) > before[0] and pulled(0) + pulled(1) > before[1], 120)
+    check("e2 hands off to the others", True, f"{computed(2) - before[0]:.0f} tokens computed there, {pulled(0) + pulled(1) - before[1]:.0f} bytes pulled from it")
     set_role(tidegate, "e0", "prefill")
     set_role(tidegate, "e2", "decode")
-    until("it decodes again", lambda: backend("e2")["streams"] > 0, 120)
+    until("e2 decodes again", lambda: backend("e2")["streams"] > 0, 120)
 
 
 def leaves(load, run):
-    """SIGKILL, with everything below it: nothing is lost but the streams begun on it."""
-    check("nothing failed until here", not load.failures, str(load.failures[:3]))
+    """SIGKILL to e2 and its descendants: only streams begun on it are lost."""
+    check("no request has failed so far", not load.failures, str(load.failures[:3]))
     begun = sum(1 for r in json.loads(exchange(ADMIN, "GET", "/v1/requests")[2]) if r["backend"] == "e2")
     pid = pathlib.Path(run, "engine-0.pid").read_text().strip()
     below = subprocess.run(["ps", "-o", "pid=", "--ppid", pid], capture_output=True, text=True).stdout.split()
     for each in [pid, *below]:
         os.kill(int(each), signal.SIGKILL)
     done = load.done
-    until("it is out of service", lambda: backend("e2")["health"] == "down", 30)
-    until("requests go on without it", lambda: load.done >= done + 8, 180)
+    until("e2 is out of service", lambda: backend("e2")["health"] == "down", 30)
+    until("requests are served without it", lambda: load.done >= done + 8, 180)
     load.finish()
-    # Streams may begin between the look and the kill: four threads bound them.
+    # Streams may begin between the query and the kill; four threads bound their number.
     lost = all("went away" in f or "error in the answer" in f for f in load.failures)
     check(f"e2 killed with {begun} requests on it: {len(load.failures)} lost", lost and len(load.failures) <= max(begun, 4), str(load.failures[:4]))
-    check("requests went on without it", load.done >= done + 8, f"{load.done - done} after the kill, {load.done} in all")
+    check("requests were served without it", load.done >= done + 8, f"{load.done - done} after the kill, {load.done} in all")
 
 
 def main():

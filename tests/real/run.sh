@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Real vLLM engines behind tidegate: install and start them (tests/real/engines), check, stop them.
 # run.sh [VENV]    the virtual environment is kept (6 GB); default $TIDEGATE_REAL_VENV or target/real-venv
-# guidellm has one of its own: $TIDEGATE_GUIDE_VENV or target/guide-venv. Three engines need 6 GB of memory.
-# TIDEGATE_BINARY=PATH checks that binary and builds none.
-# TIDEGATE_REAL_PARTS="clients speed ..." runs only those parts. Parts that kill or stop engines come last, on engines of
-# their own: a hand-off whose reader is killed lets its lease run out 30 s later, in a window that another part counts.
+# guidellm has its own environment: $TIDEGATE_GUIDE_VENV or target/guide-venv. Three engines need 6 GB of memory.
+# TIDEGATE_BINARY=PATH checks that binary instead of building one.
+# TIDEGATE_REAL_PARTS="clients speed ..." runs only those parts. Parts that kill or stop engines run last, on separate
+# engines: the lease of a hand-off to a killed engine expires 30 s later, within the counters of the next part.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 engines=$(pwd)/tests/real/engines

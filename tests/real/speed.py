@@ -1,10 +1,11 @@
-"""Short prompts on two real vLLM engines behind tidegate beside the same load on the engines themselves: prints rates and ratios.
+"""Short prompts on two real vLLM engines behind tidegate, compared with the same load sent to the engines directly: prints rates
+and ratios.
 
 64 in flight, an 11-word prompt, max_tokens 8, the README's configuration; fresh, and after 40 sequential prompts of 1,500 tokens.
-Nothing is asserted of the rates: on two cores the clients, the proxy and two engines share what one engine alone has. Asked of
-tidegate is 0.9 times the number of engines times one engine's rate; "both at once" is what this machine lets two engines have.
-Where nginx is installed, it passes the same load to both engines (least connections): what any proxy costs on these cores.
-Run by run.sh on two engines that run already. Exits 1 if a request fails.
+Rates are not asserted: on two cores the clients, the proxy and both engines share the cores that one engine alone would have. The
+target is 0.9 times the number of engines times one engine's rate; "both at once" is the rate of two engines on this machine.
+Where nginx is installed, it forwards the same load to both engines (least connections), as a measure of any proxy's cost here.
+Run by run.sh on two running engines. Exits 1 if a request fails.
 """
 import argparse, contextlib, http.client, json, pathlib, random, shutil, subprocess, tempfile, threading, time
 
@@ -16,7 +17,7 @@ WORDS = "alpha module import tide gate under over water stone bridge north".spli
 
 
 def shorts(ports):
-    """The load on these ports for a while: requests a second, p50 and p99 in ms, and failures."""
+    """Sends the load to these ports; returns requests per second, p50 and p99 in ms, and failures."""
     end, lock, took, failures = time.monotonic() + SECONDS, threading.Lock(), [], []
 
     def one(n):
@@ -56,7 +57,7 @@ def measure(what, ports, against=None):
 
 
 def config(model, directory):
-    """The README's: two engines, nothing but names and addresses."""
+    """Writes the README's configuration: two engines with names and addresses only."""
     lines = [f'[server]\nlisten = ["{HOST}:{DATA}"]\nlinger_seconds = 0', f'[admin]\nlisten = "{HOST}:{ADMIN}"', f'[[models]]\nname = "tiny"\ntokenizer = "{model}/tokenizer.json"']
     lines += [f'[[backends]]\nname = "e{i}"\nurl = "http://{HOST}:{FIRST + i}"\nengine = "vllm"\nconnector = "nixl"' for i in range(2)]
     path = pathlib.Path(directory, "tidegate.toml")
@@ -66,7 +67,7 @@ def config(model, directory):
 
 @contextlib.contextmanager
 def nginx(directory):
-    """An nginx that passes requests to both engines."""
+    """Starts an nginx that forwards requests to both engines."""
     path = pathlib.Path(directory, "nginx.conf")
     temp = " ".join(f"{kind}_temp_path {directory}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     path.write_text(f"""worker_processes 1; daemon off; pid {directory}/nginx.pid; error_log {directory}/nginx.log;

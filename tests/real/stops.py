@@ -1,19 +1,19 @@
-"""An engine that is stopped, not dead (SIGSTOP): its connections stay open and nothing comes. Requests that have sent their client
-nothing are answered by the other engine within seconds, and after SIGCONT nobody gets a late error.
+"""A hung engine (SIGSTOP): its connections stay open and carry no bytes. Requests without a byte of answer are retried on the other
+engine within seconds, and no request fails after SIGCONT.
 
-Run by run.sh on two engines that run already, with roles that the planner may change. Exits 1 at the first check that fails.
+Run by run.sh on two running engines whose roles the planner may change. Exits 1 at the first failed check.
 """
 import argparse, json, os, pathlib, signal, subprocess, tempfile, threading, time
 
 from check import ADMIN, DATA, ask, check, config, exchange, set_role, settled, serving
 
-ASKED = 9
-# Silence is noticed within seconds; a prefill of some hundred tokens on one core and a queue of nine come on top.
+REQUESTS = 9
+# Silence is detected within seconds, in addition to a queue of nine prefills of some hundred tokens on one core.
 WITHIN_SECONDS = 20
 
 
 def tree(pid):
-    """A process and all below it."""
+    """A process and its descendants."""
     below = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
     return [pid, *(each for child in below for each in tree(int(child)))]
 
@@ -36,8 +36,8 @@ def until(what, holds, seconds):
     check(what, False, f"not within {seconds} s: {json.dumps(fleet())[:600]}")
 
 
-class Asked:
-    """Requests sent at once, half of them streamed: when each was answered, or how it failed."""
+class Burst:
+    """Concurrent requests, half of them streamed: the seconds to each answer, and the failures."""
 
     def __init__(self, name, count):
         self.seconds, self.failures = [], []
@@ -61,32 +61,32 @@ class Asked:
 
 
 def stopped(args, engine, role):
-    """This engine has this role, and is stopped for longer than its silence is borne."""
+    """Stops an engine in this role for longer than the silence limit."""
     name, other = f"e{engine}", f"e{1 - engine}"
     set_role(args.tidegate, other, "mixed")
     set_role(args.tidegate, name, role)
     set_role(args.tidegate, other, "decode" if role == "prefill" else "prefill")
     until("both are up", lambda: all(b["health"] == "up" for b in fleet().values()), 60)
-    check(f"{role} engine {name}: requests run before", not Asked("before", 4).failures)
+    check(f"{role} engine {name}: requests are served before", not Burst("before", 4).failures)
     time.sleep(3)
-    # They are released: the planner may use what is left.
+    # Released to the planner, which may change the role of the remaining engine.
     for each in (name, other):
         exchange(ADMIN, "POST", f"/v1/backends/{each}/role", {"pin": False})
     send(args.engines, engine, signal.SIGSTOP)
     try:
-        asked = Asked(f"stopped {role}", ASKED)
-        waiting = asked.finish(WITHIN_SECONDS)
-        check(f"{role} engine stopped: {ASKED} requests are answered by the other within {WITHIN_SECONDS} s", waiting == 0 and not asked.failures, f"{len(asked.seconds)} answered, the last after {max(asked.seconds, default=0):.1f} s; {waiting} wait; {asked.failures[:3]}; {name} is {fleet()[name]['health']}")
-        later = Asked(f"stopped {role}, later", ASKED)
+        burst = Burst(f"stopped {role}", REQUESTS)
+        waiting = burst.finish(WITHIN_SECONDS)
+        check(f"{role} engine stopped: {REQUESTS} requests are answered by the other engine within {WITHIN_SECONDS} s", waiting == 0 and not burst.failures, f"{len(burst.seconds)} answered, the last after {max(burst.seconds, default=0):.1f} s; {waiting} pending; {burst.failures[:3]}; {name} is {fleet()[name]['health']}")
+        later = Burst(f"stopped {role}, later", REQUESTS)
         waiting = later.finish(WITHIN_SECONDS)
-        check(f"{role} engine stopped and known to be: {ASKED} more", waiting == 0 and not later.failures, f"the last after {max(later.seconds, default=0):.1f} s; {waiting} wait; {later.failures[:3]}")
+        check(f"{role} engine stopped and detected: {REQUESTS} more", waiting == 0 and not later.failures, f"the last after {max(later.seconds, default=0):.1f} s; {waiting} pending; {later.failures[:3]}")
     finally:
         send(args.engines, engine, signal.SIGCONT)
     for each in range(5):
-        again = Asked(f"continued {role} {each}", 4)
+        again = Burst(f"continued {role} {each}", 4)
         waiting = again.finish(60)
         check(f"{role} engine continued, {each}: no late error", waiting == 0 and not again.failures, f"the last after {max(again.seconds, default=0):.1f} s; {again.failures[:3]}")
-    until("it is up again", lambda: fleet()[name]["health"] == "up", 60)
+    until("the engine is up again", lambda: fleet()[name]["health"] == "up", 60)
 
 
 def main():

@@ -65,7 +65,7 @@ impl TopLevelScanner<'_> {
         self.string()
     }
 
-    /// Consumes one value without recursion: one bit per level tells objects from arrays.
+    /// Consumes one value without recursion: one bit per level distinguishes objects from arrays.
     fn value(&mut self) -> Option<()> {
         let (mut depth, mut objects) = (0, 0_u128);
         loop {

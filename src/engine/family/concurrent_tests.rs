@@ -76,7 +76,7 @@ fn mooncake_legs_share_a_transfer_id_and_name_the_prefill_engine() {
 fn the_prefill_leg_is_pinned_to_the_rank_that_the_decode_leg_names() {
     let answer = br#"{"1":{"engine_id":"e1","worker_addr":{"0":{"0":"tcp://10.0.0.1:7001"}}},
         "0":{"engine_id":"e0","worker_addr":{"0":{"0":"tcp://10.0.0.1:7000"}}}}"#;
-    let peers = Family::VllmMooncake.read_peers(answer).expect("§3.1's answer");
+    let peers = Family::VllmMooncake.read_peers(answer).expect("the bootstrap server's answer");
     assert_eq!(peers, [peer("e0", Some(0)), peer("e1", Some(1))]);
     let pair = pair(Family::VllmMooncake, &rendezvous(peers.get(1)));
     assert_eq!(pair.prefill.header, Some(("x-data-parallel-rank", "1".into())));
@@ -165,7 +165,7 @@ const INFO: &str =
 #[test]
 fn generation_first_legs_contain_the_context_engines_endpoint() {
     let family = Family::TrtLlmGenerationFirst;
-    let peers = family.read_peers(INFO.as_bytes()).expect("§5.2's answer");
+    let peers = family.read_peers(INFO.as_bytes()).expect("the server's answer");
     assert_eq!(peers, [peer("tcp://10.0.0.1:5000", Some(0))]);
     let pair = pair(family, &rendezvous(peers.first()));
     assert!(pair.decode_first);

@@ -112,7 +112,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for RawMembers<'a> {
 /// Parses a context leg's answer.
 ///
 /// # Errors
-/// [`ProtocolError`] unless it has exactly one choice, with parameters and both ids (§5.1).
+/// [`ProtocolError`] unless it has exactly one choice, with parameters and both ids.
 pub(super) fn read_context(answer: &[u8], usage: Option<Usage>) -> Result<Handoff, ProtocolError> {
     let unreadable = |error: serde_json::Error| ProtocolError::Unreadable(error.to_string());
     let read: ContextAnswer<'_> = serde_json::from_slice(answer).map_err(unreadable)?;

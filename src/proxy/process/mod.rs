@@ -9,6 +9,7 @@ mod factory;
 mod file_access;
 mod file_references;
 pub mod files;
+mod first_fleet;
 #[cfg(feature = "kubernetes")]
 pub(crate) mod gateway_lease;
 pub(crate) mod gateways;
@@ -27,4 +28,5 @@ pub(crate) mod shutdown;
 pub(crate) mod sources;
 mod srv;
 pub(crate) mod start;
+pub(crate) mod start_error;
 mod trials;

@@ -18,7 +18,8 @@ use crate::process::admin::{self, AdminApp};
 use crate::process::gateways::{self, LoadServer};
 use crate::process::handover::{self, ReceivedListeners};
 use crate::process::shutdown::{Drain, Switches, ignore_early_signals};
-use crate::process::start::{BuiltProxy, StartError, build};
+use crate::process::start::{BuiltProxy, build};
+use crate::process::start_error::StartError;
 use crate::runtime::connections::Connections;
 use crate::runtime::liveness::Liveness;
 

@@ -56,13 +56,13 @@ pub enum EngineName {
     Sglang,
     /// TensorRT-LLM's trtllm-serve.
     Trtllm,
-    /// Hugging Face's text-generation-inference; runs whole requests, as the next two do.
+    /// Hugging Face's text-generation-inference; requests run colocated, as with the next two.
     Tgi,
     /// llama.cpp's llama-server.
     Llamacpp,
     /// Ollama.
     Ollama,
-    /// Any server with OpenAI's API; runs whole requests.
+    /// Any server with OpenAI's API; requests run colocated.
     #[default]
     Plain,
 }
@@ -71,28 +71,27 @@ pub enum EngineName {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Connector {
-    /// None: whole requests only.
+    /// None: requests run colocated.
     #[default]
     None,
     /// vLLM's NixlConnector, which pulls.
     Nixl,
     /// vLLM's NixlPushConnector; incompatible with NixlConnector.
     NixlPush,
-    /// vLLM's MooncakeConnector: both sides meet at the prefill engine's bootstrap server.
+    /// vLLM's MooncakeConnector: rendezvous at the prefill engine's bootstrap server.
     Mooncake,
-    /// vLLM's OffloadingConnector with the P2P tier: both sides meet at the prefill engine's side
-    /// channel.
+    /// vLLM's OffloadingConnector with the P2P tier: rendezvous at the prefill engine's side channel.
     Offloading,
     /// A shared KV store (LMCache, MooncakeStore); KV is found by hash.
     SharedStore,
-    /// SGLang's `--disaggregation-mode`, whatever its transfer backend: both sides meet at the
-    /// prefill engine's bootstrap server.
+    /// SGLang's `--disaggregation-mode` with any transfer backend: rendezvous at the prefill engine's
+    /// bootstrap server.
     Bootstrap,
     /// TensorRT-LLM's `cache_transceiver_config`.
     Transceiver,
 }
 
-/// Which of TensorRT-LLM's legs goes first.
+/// The leg of TensorRT-LLM that is sent first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleStyle {
@@ -136,9 +135,9 @@ pub enum KvRole {
     /// Either side, decided per request.
     #[default]
     KvBoth,
-    /// Prefill alone.
+    /// Prefill only.
     KvProducer,
-    /// Decode alone.
+    /// Decode only.
     KvConsumer,
 }
 
@@ -152,7 +151,7 @@ pub struct BackendSettings {
     pub url: String,
     /// Name in the engine's certificate; absent: the URL's host.
     pub server_name: Option<String>,
-    /// Make a backend of each address that the host has at the start, named `NAME-1`, `NAME-2`, ….
+    /// Resolve the host once at the start and make each address a backend: `NAME-1`, `NAME-2`, ….
     pub expand: bool,
     /// Pods in place of the URL: each ready pod is a backend with the pod's name.
     pub kubernetes: Option<PodSettings>,
@@ -160,10 +159,10 @@ pub struct BackendSettings {
     pub dns: Option<DnsSettings>,
     /// Files with backends in place of the URL; the entry has no other keys.
     pub directory: Option<DirectorySettings>,
-    /// Address of a backend that `expand` or a source made.
+    /// Address, if the backend was made by `expand` or a source.
     #[serde(skip)]
     pub ip: Option<IpAddr>,
-    /// Uid of the pod that it is: another uid under the same name is another engine.
+    /// Uid of its pod: another uid under the same name is another engine.
     #[serde(skip)]
     pub uid: Option<String>,
     /// Paths that the backend serves beyond those of its engine kind; `*` matches one segment.
@@ -179,13 +178,13 @@ pub struct BackendSettings {
     pub bootstrap_port: u16,
     /// vLLM's `VLLM_P2P_SIDE_CHANNEL_PORT`, on the host of the URL.
     pub side_channel_port: u16,
-    /// Which of TensorRT-LLM's legs goes first when it prefills.
+    /// The leg that is sent first when this TensorRT-LLM engine prefills.
     pub schedule_style: ScheduleStyle,
     /// The engine's own API key (`--api-key`), sent to it in place of the client's.
     pub api_key: Option<Secret>,
     /// File that holds `api_key`.
     pub api_key_file: Option<PathBuf>,
-    /// TensorRT-LLM's internal authentication key, equal in a whole group.
+    /// TensorRT-LLM's internal authentication key; equal for all backends of a group.
     pub disagg_key: Option<Secret>,
     /// File that holds `disagg_key`.
     pub disagg_key_file: Option<PathBuf>,
@@ -194,7 +193,7 @@ pub struct BackendSettings {
     /// Compatibility group: backends of one group may hand KV cache to each other; absent: all with
     /// the same engine, connector, version and models.
     pub group: Option<String>,
-    /// Expected engine version, checked against the reported one.
+    /// Expected engine version; checked against the reported version.
     pub version: Option<String>,
     /// Served models; absent: as the engine reports them.
     pub models: Vec<String>,
@@ -208,20 +207,20 @@ pub struct BackendSettings {
     pub kv_replay: Option<String>,
     /// NVML indexes of the backend's GPUs on this machine; a GPU fault makes the backend unusable.
     pub gpus: Vec<u32>,
-    /// Preset for the four settings below where they are absent: `llama70b-h100x4`,
+    /// Engine profile, used for the four settings below where they are absent: `llama70b-h100x4`,
     /// `llama70b-a100x4`, `llama8b-h100`, `fast`, `qwen3-32b-h20`, `dynamo-mocker`.
     pub profile: Option<String>,
     /// Most concurrent streams: the engine's `--max-num-seqs`.
     pub streams_max: u32,
-    /// KV capacity in tokens ("GPU KV cache size" in vLLM's log); absent: the engine's report, 430,000
-    /// before it.
+    /// KV capacity in tokens ("GPU KV cache size" in vLLM's log); absent: as the engine reports it, 430,000
+    /// until then.
     #[serde(rename = "kv_capacity_tokens")]
     pub kv_capacity: Option<Tokens>,
-    /// Prior of the prefill cost, used until prefills were observed: base + n × per_token +
+    /// Prior of the prefill cost, used until prefills have been observed: base + n × per_token +
     /// (n·x + n²/2) × per_attention for n new tokens after x cached ones.
     #[serde(deserialize_with = "prefill_prior", serialize_with = "prefill_with_units")]
     pub prefill_prior: PrefillModel,
-    /// Prior of the decode step cost, used until steps were observed: base + n × per_stream +
+    /// Prior of the decode step cost, used until steps have been observed: base + n × per_stream +
     /// k × per_kv_token for n streams with k KV tokens.
     #[serde(deserialize_with = "decode_prior", serialize_with = "decode_with_units")]
     pub decode_prior: DecodeModel,

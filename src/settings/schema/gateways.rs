@@ -12,18 +12,19 @@ use crate::schema::TlsSettings;
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GatewaySettings {
-    /// Address for other gateways: they send the loads of their requests here while this gateway leads,
-    /// and get the sum of the others' back every 10 to 50 ms; absent: this gateway counts its own requests
-    /// only.
+    /// Address for the exchange of loads: other gateways send their loads here while this gateway leads,
+    /// and receive the sum of the others' loads, every 10 to 50 ms; absent: this gateway counts its own
+    /// requests only.
     pub listen: Option<SocketAddr>,
-    /// URL of `listen` for other gateways, which the Lease carries; absent: that of `listen`, with the
+    /// URL of `listen` for other gateways, published in the Lease; absent: derived from `listen`, with the
     /// address in the environment variable `POD_IP` if `listen` is a wildcard.
     pub address: Option<String>,
-    /// URLs of `listen` of all gateways, this one included, in the same order everywhere: the first one
-    /// that is up leads, until it ends. With `[gateways.kubernetes]` the Lease names the leader instead.
+    /// URLs of `listen` of all gateways including this one, in the same order in every gateway. The first
+    /// gateway that is up leads until it ends. With `[gateways.kubernetes]` the holder of the Lease leads
+    /// instead.
     pub peers: Vec<String>,
-    /// File that holds the bearer token of all gateways, at least 16 bytes; it is reread when it changes,
-    /// and the previous token is accepted for 180 s more. `listen` beyond loopback needs it, or client
+    /// File with the bearer token of all gateways, at least 16 bytes. It is reread when it changes, and the
+    /// previous token is accepted for 180 s more. A `listen` address other than loopback needs it or client
     /// certificates.
     pub token_file: Option<PathBuf>,
     /// Name in the certificate of every gateway; absent: the host of its URL.
@@ -31,7 +32,7 @@ pub struct GatewaySettings {
     /// TLS between gateways: the certificate is presented on both sides, and `client_ca_file` verifies
     /// both.
     pub tls: Option<TlsSettings>,
-    /// A Lease in the API server of `[kubernetes]`: its holder plans for all gateways that name it;
+    /// A Lease in the API server of `[kubernetes]`: its holder plans for all gateways with the same Lease;
     /// absent: this gateway plans for itself.
     pub kubernetes: Option<LeaseSettings>,
 }
@@ -49,7 +50,7 @@ pub struct LeaseSettings {
     /// Time without a renewal after which the leader stops planning; below `duration_seconds`.
     #[serde(rename = "renew_deadline_seconds")]
     pub renew_deadline: Seconds,
-    /// Interval of renewals and of looks at the Lease; below `renew_deadline_seconds`.
+    /// Interval of renewals and of reads of the Lease; below `renew_deadline_seconds`.
     #[serde(rename = "retry_seconds")]
     pub retry: Seconds,
 }

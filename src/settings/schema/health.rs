@@ -15,15 +15,16 @@ pub struct ProbeSettings {
     /// Time-out of a probe.
     #[serde(rename = "timeout_seconds")]
     pub timeout: Seconds,
-    /// Failed probes in a row that take a backend out.
+    /// Consecutive failed probes after which a backend is ejected.
     pub failures_to_eject: u32,
     /// Slow start: time over which a returning backend's share of the load grows to normal.
     #[serde(rename = "slow_return_seconds")]
     pub slow_return: Seconds,
-    /// An engine that contradicts the settings prevents the start; false: its backend is unusable.
+    /// Whether an engine whose reports contradict the settings prevents the start; false: its backend is
+    /// unusable.
     pub strict_start: bool,
-    /// Trial hand-offs: when a backend starts, joins or comes back, one prompt of about 30 tokens with up to
-    /// three peers of its group in each direction. A pair that fails gets no hand-off.
+    /// Trial hand-offs: when a backend starts, joins or returns, one prompt of about 30 tokens is handed off
+    /// in each direction between it and up to three peers of its group. A pair that fails gets no hand-off.
     pub trial_handoffs: bool,
     /// Prompts of models without a tokenizer: at most one a second, and 16 of a model, are counted by
     /// `/tokenize` of a vLLM or SGLang engine that serves the model, beside the requests. The counts correct
@@ -38,9 +39,9 @@ pub struct EjectionSettings {
     /// Window over which a backend's failures are counted.
     #[serde(rename = "window_seconds")]
     pub window: Seconds,
-    /// Requests in the window below which no backend is ejected.
+    /// Fewest requests in the window for an ejection.
     pub requests_min: u32,
-    /// Share of requests failed by the engine at which it is ejected, 0 to 1.
+    /// Share of requests failed by the engine at which its backend is ejected, 0 to 1.
     pub failure_share: f64,
     /// First ejection time; multiplied by the number of recent ejections. A probe ends it.
     #[serde(rename = "ejection_seconds")]
@@ -48,7 +49,8 @@ pub struct EjectionSettings {
     /// Longest ejection time.
     #[serde(rename = "ejection_max_seconds")]
     pub ejection_max: Seconds,
-    /// Largest share of a pool that may be ejected at once, 0 to 1; never its last usable backend.
+    /// Largest share of a pool that may be ejected at once, 0 to 1. The last usable backend is never
+    /// ejected.
     pub pool_share_max: f64,
 }
 

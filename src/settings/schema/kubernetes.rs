@@ -9,7 +9,7 @@ use crate::defaults;
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KubernetesSettings {
-    /// URL of the API server; absent: the one of the cluster in which this pod runs, with its service
+    /// URL of the API server; absent: that of the cluster in which this pod runs, with its service
     /// account.
     pub api_server: Option<String>,
     /// Certificate authorities of the API server, PEM; absent: those of the service account.
@@ -51,7 +51,7 @@ pub enum Preset {
     Aibrix,
     /// KServe's LLMInferenceService: llm-d's role label.
     Kserve,
-    /// vLLM production-stack: label `model`; a pod with `sleeping=true` gets no work.
+    /// vLLM production-stack: label `model`; a pod with `sleeping=true` receives no requests.
     ProductionStack,
     /// LeaderWorkerSet: leaders only.
     Lws,
@@ -77,7 +77,7 @@ pub struct PodSettings {
     pub inference_pool: Option<String>,
     /// Label that holds the role, in place of the preset's.
     pub role_label: Option<String>,
-    /// Ports of the engine in a pod, one to eight; each is a backend: data-parallel ranks.
+    /// Ports of the engine in a pod, one to eight; each port is a backend (data-parallel ranks).
     pub ports: Vec<u16>,
     /// Whether tidegate writes the role label itself ([`RoleLabelSettings::label`]): then `draining` is
     /// a role in force, and the pod is an engine.

@@ -17,19 +17,19 @@ pub struct ServerSettings {
     pub threads: usize,
     /// Largest request body, in bytes; larger ones get 413.
     pub body_max_bytes: usize,
-    /// Memory for all request bodies that are held at once, in bytes; beyond it 503 with `Retry-After`
-    /// before a body is read. Absent: half of the cgroup's memory limit, or else of the machine's
+    /// Memory budget of all request bodies in flight, in bytes; above it requests get 503 with
+    /// `Retry-After` before their body is read. Absent: half of the cgroup's memory limit, or else of the machine's
     /// memory, at most 1 GiB.
     pub body_budget_bytes: Option<usize>,
-    /// Time-out of a client connection: for its header, its next request, and the next part of a body;
-    /// of a websocket, for bytes in either direction.
+    /// Time-out of a client connection for the header, the next request, and the next part of a body; of a
+    /// websocket, for bytes in either direction.
     #[serde(rename = "keepalive_seconds")]
     pub keepalive: Seconds,
-    /// Interval of SSE comments to a streaming request that waits for its first token; the first one
-    /// comes with the head. 0: never.
+    /// Interval of SSE comments in a stream before its first token; the first comment is sent with the
+    /// head. 0: never.
     #[serde(rename = "keepalive_comment_seconds")]
     pub keepalive_comment: Seconds,
-    /// Time without progress after which the answer to a client that does not read is cancelled.
+    /// Time for which a client may read nothing before its answer is cancelled.
     #[serde(rename = "client_stall_seconds")]
     pub client_stall: Seconds,
     /// Most client connections open at once; further ones get 503 and are closed. Keep it below the
@@ -40,7 +40,7 @@ pub struct ServerSettings {
     pub connections_per_address_max: usize,
     /// Meaning of a client that closes its sending half after its request.
     pub half_close: HalfClose,
-    /// Time that requests in flight have to finish after the linger.
+    /// Time for requests in flight to finish after the linger.
     #[serde(rename = "drain_seconds")]
     pub drain: Seconds,
     /// Time after SIGTERM for which new requests are still served while `/readyz` answers 503.
@@ -48,13 +48,12 @@ pub struct ServerSettings {
     pub linger: Seconds,
     /// Unix socket over which SIGQUIT hands the listeners to a new process.
     pub upgrade_socket: Option<PathBuf>,
-    /// Let clients send hand-off members of their own (`kv_transfer_params`, `bootstrap_*`,
+    /// Accept hand-off members from clients (`kv_transfer_params`, `bootstrap_*`,
     /// `disaggregated_params`, `ec_transfer_params`) and llm-d's hand-off headers. By default such
     /// members are refused with 400 and the headers removed, because an engine connects to the address
-    /// that they name. Set it for a sidecar behind a gateway that disaggregates.
+    /// in them. Set it for a sidecar behind a disaggregating gateway.
     pub trust_client_handoff: bool,
-    /// Hosts and networks that trusted hand-off members may name, for example `10.0.0.0/8`; any if
-    /// empty.
+    /// Hosts and networks allowed in hand-off members of clients, for example `10.0.0.0/8`; empty: any.
     pub handoff_hosts: Vec<String>,
     /// TLS termination on the data port.
     pub tls: Option<TlsSettings>,

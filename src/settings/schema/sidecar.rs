@@ -9,12 +9,12 @@ use crate::defaults;
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SidecarSettings {
-    /// Networks and addresses of the gateways whose `x-prefiller-host-port` is followed, for example
-    /// `10.0.0.0/8`. From other peers the headers of gateways are removed.
+    /// Networks and addresses of gateways whose `x-prefiller-host-port` is accepted, for example
+    /// `10.0.0.0/8`. Gateway headers of other peers are removed.
     pub trusted_peers: Vec<String>,
-    /// Hosts and networks that a prefill may go to; any if empty and without `inference_pool`.
+    /// Hosts and networks allowed as prefill targets; any if empty and without `inference_pool`.
     pub prefill_hosts: Vec<String>,
-    /// InferencePool, as `NAME` or `NAMESPACE/NAME`, whose ready pods a prefill may go to.
+    /// InferencePool, as `NAME` or `NAMESPACE/NAME`, whose ready pods are allowed as prefill targets.
     pub inference_pool: Option<String>,
     /// Choose at random among several prefill targets; otherwise the first one.
     pub prefill_sampling: bool,

@@ -17,7 +17,7 @@ pub struct DnsSettings {
     pub name: String,
     /// Port of the engine; unused with `srv`.
     pub port: u16,
-    /// Read SRV records, which name hosts and ports, over TCP.
+    /// Use SRV records for hosts and ports; they are queried over TCP.
     pub srv: bool,
     /// Name server for SRV records; absent: those of /etc/resolv.conf.
     pub server: Option<SocketAddr>,

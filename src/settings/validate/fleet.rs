@@ -23,7 +23,7 @@ pub(super) fn models(settings: &Settings, found: &mut Findings) {
     let mut names = BTreeMap::new();
     for (i, model) in settings.models.iter().enumerate() {
         let path = |field: &str| format!("models[{i}].{field}");
-        if found.required(!model.name.is_empty(), &path("name"), "as requests say it") {
+        if found.required(!model.name.is_empty(), &path("name"), "the name in requests") {
             found.unique(&model.name, &mut names, &path("name"));
         }
         for (n, alias) in model.aliases.iter().enumerate() {
@@ -70,9 +70,9 @@ pub(super) fn backends(settings: &Settings, found: &mut Findings) {
             let plain =
                 pattern.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#%".contains(&byte));
             let hint = "/v1/moderations, or /v1/files/*";
-            found.check(rooted && plain, &path, &format!("{pattern:?} is no path"), hint);
+            found.check(rooted && plain, &path, &format!("{pattern:?} is not a path"), hint);
             let own = is_administration(pattern);
-            found.check(!own, &path, "administers the engine", "clients never reach such paths");
+            found.check(!own, &path, "is an administration path", "such paths are never forwarded");
         }
         let empty = backend.models.iter().any(String::is_empty);
         found.check(!empty, &path("models"), "has an empty name", "or leave models out");
@@ -94,7 +94,7 @@ fn address(
     found: &mut Findings,
 ) {
     let path = path("url");
-    // A source knows the addresses; a URL gives scheme and path.
+    // The source lists the addresses; a URL gives only scheme and path.
     if backend.is_source() && backend.url.is_empty() {
         return;
     }
@@ -106,32 +106,42 @@ fn address(
         Err(problem) => return found.check(false, &path, problem, "http://host:port"),
     };
     let checked = !backend.is_https() || settings.upstream.ca_file.is_some();
-    let hint = "PEM; tidegate trusts no built-in ones";
+    let hint = "PEM; tidegate trusts no built-in authorities";
     found.check_with(checked, &path, &["upstream.ca_file"], "needs upstream.ca_file", hint);
     if let Some(listens) = own_address(settings, &authority) {
-        let problem = format!("is {listens}, where this gateway itself listens");
-        found.check_with(false, &path, &[listens], &problem, "an engine's address");
+        let problem = format!("is {listens}, an address of this gateway");
+        found.check_with(false, &path, &[listens], &problem, "the address of an engine");
     }
     if backend.is_source() {
         return;
     }
-    // Its streams and its memory would be counted twice.
+    // Two entries for one engine would count its streams and KV memory twice.
     let family = backend.family();
-    let word = if family.can_split() { "split" } else { "whole" };
-    if let Some(first) = engines.get(&(authority.clone(), word)) {
-        found.check(false, &path, &format!("is the same engine as {first}"), "one entry an engine");
+    let kind = if family.can_split() { "split" } else { "whole" };
+    if let Some(first) = engines.get(&(authority.clone(), kind)) {
+        found.check(
+            false,
+            &path,
+            &format!("is the same engine as {first}"),
+            "one entry per engine",
+        );
     } else {
-        engines.insert((authority, word), path);
+        engines.insert((authority, kind), path);
     }
 }
 
 /// Checks an API key: given once, and valid in a header.
 fn api_key(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Findings) {
     let both = backend.api_key.is_some() && backend.api_key_file.is_some();
-    found.check(!both, &path("api_key_file"), "is given beside api_key", "one of both");
+    found.check(!both, &path("api_key_file"), "is set together with api_key", "set one of them");
     if let Some(key) = &backend.api_key {
         let plain = !key.0.is_empty() && key.0.bytes().all(|byte| byte.is_ascii_graphic());
-        found.check(plain, &path("api_key"), "no header can carry", "letters, digits, signs");
+        found.check(
+            plain,
+            &path("api_key"),
+            "is not a valid header value",
+            "letters, digits and punctuation",
+        );
     }
 }
 
@@ -161,15 +171,15 @@ fn own_address(settings: &Settings, authority: &str) -> Option<&'static str> {
 
 /// Returns host, port and path prefix of a base URL, or the problem with it.
 fn base_of(url: &str) -> Result<String, &'static str> {
-    let uri: Uri = url.parse().map_err(|_| "is no URL")?;
+    let uri: Uri = url.parse().map_err(|_| "is not a URL")?;
     let default_port = match uri.scheme_str() {
         Some("http") => 80,
         Some("https") => 443,
-        _ => return Err("has neither http nor https"),
+        _ => return Err("is neither http nor https"),
     };
     let authority = uri.authority().ok_or("has no host")?;
     if authority.as_str().contains('@') {
-        return Err("has a user");
+        return Err("contains user information");
     }
     let host = authority.host();
     let port = match authority.as_str().get(host.len()..) {
@@ -206,10 +216,10 @@ fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mu
     let (engine, connector) = (path("engine"), path("connector"));
     let of = engine_of(backend.connector);
     let (problem, hint) = match of {
-        Some(EngineName::Vllm) => ("is vLLM's", "add engine = \"vllm\""),
-        Some(EngineName::Sglang) => ("is SGLang's", "add engine = \"sglang\""),
-        Some(EngineName::Trtllm) => ("is TensorRT-LLM's", "add engine = \"trtllm\""),
-        // No connector is another engine's.
+        Some(EngineName::Vllm) => ("requires vLLM", "add engine = \"vllm\""),
+        Some(EngineName::Sglang) => ("requires SGLang", "add engine = \"sglang\""),
+        Some(EngineName::Trtllm) => ("requires TensorRT-LLM", "add engine = \"trtllm\""),
+        // No other engine kind has a connector.
         Some(_) | None => ("", ""),
     };
     let fits = of.is_none_or(|of| of == backend.engine);
@@ -218,10 +228,10 @@ fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mu
         of == Some(EngineName::Vllm) || backend.kv_role == KvRole::KvBoth,
         &path("kv_role"),
         &[&engine, &connector],
-        "is a connector's",
+        "requires a vLLM connector",
         "add connector = \"nixl\"",
     );
-    // The role of a pod is that of its label.
+    // The role of a pod is given by its label.
     if backend.connector == Connector::Bootstrap && backend.kubernetes.is_none() {
         let role = path("role");
         let hint = "\"prefill\" or \"decode\", its --disaggregation-mode";
@@ -232,7 +242,7 @@ fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mu
         !backend.role_switch || backend.connector == Connector::Bootstrap,
         &path("role_switch"),
         &[&connector],
-        "is SGLang's",
+        "requires SGLang's disaggregation",
         "add connector = \"bootstrap\"",
     );
     transceivers(backend, path, found);
@@ -257,12 +267,17 @@ fn transceivers(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found:
             !is_set || backend.connector == Connector::Transceiver,
             &path(name),
             &[&connector],
-            "is TensorRT-LLM's",
+            "requires TensorRT-LLM's transceiver",
             "add connector = \"transceiver\"",
         );
     }
     let both = key.is_some() && file.is_some();
-    found.check(!both, &path("disagg_key_file"), "is given beside disagg_key", "one of both");
+    found.check(
+        !both,
+        &path("disagg_key_file"),
+        "is set together with disagg_key",
+        "set one of them",
+    );
     let empty = key.as_ref().is_some_and(|key| key.0.is_empty());
     found.check(!empty, &path("disagg_key"), "is empty", "the engines' own");
     let nowhere = file.as_ref().is_some_and(|file| file.as_os_str().is_empty());
@@ -280,7 +295,7 @@ fn roles(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut F
         found.check_with(allowed.contains(role), &path("role"), &keys, &problem, &hint);
     }
     let kept = !backend.pin || backend.role.is_some();
-    found.check_with(kept, &path("pin"), &[&path("role")], "has no role to keep", "add role");
+    found.check_with(kept, &path("pin"), &[&path("role")], "requires a role", "add role");
 }
 
 fn costs(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Findings) {
@@ -330,13 +345,13 @@ fn alike(settings: &Settings, members: &[usize], found: &mut Findings) {
             ("connector", a.connector != b.connector),
             ("version", versions && a.version != b.version),
             ("models", models && sorted(&a.models) != sorted(&b.models)),
-            // One of them would refuse what the other sends.
+            // With a key on one side only, signatures of hand-offs would be refused.
             ("disagg_key", has_key(a) != has_key(b)),
         ];
         for (key, _) in differ.into_iter().filter(|(_, differs)| *differs) {
             let keys = [first, other].map(|i| format!("backends[{i}].{key}"));
             let problem = format!("differs in {key} from backends[{first}]");
-            let hint = "only alike engines can hand over: another group";
+            let hint = "hand-offs need equal engines: use another group";
             let path = format!("backends[{other}].group");
             found.check_with(false, &path, &[&keys[0], &keys[1]], &problem, hint);
         }
@@ -344,13 +359,13 @@ fn alike(settings: &Settings, members: &[usize], found: &mut Findings) {
 }
 
 fn complete(settings: &Settings, members: &[usize], found: &mut Findings) {
-    // One whose role or protocol is in doubt may be the one that decodes.
-    let doubted = |i: &usize| {
+    // A backend whose role or protocol could not be read may decode.
+    let unknown = |i: &usize| {
         let keys = ["engine", "connector", "kv_role", "role", "pin", "group", "version", "models"];
         keys.iter().any(|key| found.removed.affect(&format!("backends[{i}].{key}")))
     };
     let is_source = |i: &usize| settings.backends[*i].is_source();
-    if members.iter().any(doubted) || members.iter().any(is_source) {
+    if members.iter().any(unknown) || members.iter().any(is_source) {
         return;
     }
     let splits = |i: &&usize| settings.backends[**i].family().can_split();
@@ -368,9 +383,9 @@ fn complete(settings: &Settings, members: &[usize], found: &mut Findings) {
     let may_prefill =
         |i: &usize| named || settings.backends[*i].allowed_roles().contains(Role::Prefill);
     let problem = match members.iter().any(|i| may_decode(&i)) {
-        false => "leaves no backend in its group to decode",
+        false => "leaves its group without a backend for decode",
         true if paired && !members.iter().any(may_prefill) => {
-            "leaves no backend in its group to prefill"
+            "leaves its group without a backend for prefill"
         }
         true => return,
     };
@@ -380,5 +395,10 @@ fn complete(settings: &Settings, members: &[usize], found: &mut Findings) {
         false => "kv_role",
     };
     let path = format!("backends[{first}].{key}");
-    found.check(false, &path, problem, "a group is one engine, connector, version, list of models");
+    found.check(
+        false,
+        &path,
+        problem,
+        "a group has one engine kind, connector, version and list of models",
+    );
 }

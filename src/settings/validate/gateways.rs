@@ -3,7 +3,7 @@
 use super::Findings;
 use crate::schema::{ClientAuth, GatewaySettings, LeaseSettings, Settings};
 
-/// Most gateways in `peers`: each asks all others twice a second.
+/// Most gateways in `peers`: each queries all others twice a second.
 const PEERS_MAX: usize = 32;
 
 pub(super) fn gateways(settings: &Settings, found: &mut Findings) {
@@ -20,12 +20,12 @@ fn exchange(gateways: &GatewaySettings, found: &mut Findings) {
     let (listen, peers, kubernetes) = ("gateways.listen", "gateways.peers", "gateways.kubernetes");
     let named = !gateways.peers.is_empty();
     let lease = gateways.kubernetes.is_some();
-    let hears = gateways.listen.is_some();
+    let listens = gateways.listen.is_some();
     let needed = "the address at which the others reach this one, \"0.0.0.0:9091\"";
-    found.check_with(hears || !named, listen, &[peers], "is missing", needed);
+    found.check_with(listens || !named, listen, &[peers], "is missing", needed);
     let with = [peers, kubernetes];
     let hint = "peers, or [gateways.kubernetes]";
-    found.check_with(!hears || named || lease, listen, &with, "names no other gateway", hint);
+    found.check_with(!listens || named || lease, listen, &with, "needs other gateways", hint);
     found.count(gateways.peers.len() as u64, (0, PEERS_MAX as u64), peers);
     let addresses = gateways.address.iter().map(|url| ("gateways.address".to_owned(), url));
     let at = |i: usize| format!("{peers}[{i}]");
@@ -33,7 +33,7 @@ fn exchange(gateways: &GatewaySettings, found: &mut Findings) {
     for (path, url) in all {
         let https = url.starts_with("https://");
         let known = https || url.starts_with("http://");
-        found.check(known, &path, "has neither http nor https", "http://host:9091");
+        found.check(known, &path, "is neither http nor https", "http://host:9091");
         let same = !known || https == gateways.tls.is_some();
         let problem = if https { "is https" } else { "is http" };
         let hint = "https with [gateways.tls], otherwise http";
@@ -48,14 +48,14 @@ fn exchange(gateways: &GatewaySettings, found: &mut Findings) {
     let trusted = local || certified || gateways.token_file.is_some();
     let with = ["gateways.token_file", "gateways.tls"];
     let hint = "token_file, or [gateways.tls] with client certificates";
-    found.check_with(trusted, listen, &with, "is open to any client", hint);
+    found.check_with(trusted, listen, &with, "accepts any client", hint);
 }
 
 fn lease(lease: &LeaseSettings, found: &mut Findings) {
     let at = |key: &str| format!("gateways.kubernetes.{key}");
     if found.required(!lease.name.is_empty(), &at("lease"), "the name of a Lease, \"tidegate\"") {
         let is_name = super::kubernetes::is_name(&lease.name);
-        found.check(is_name, &at("lease"), "is no name of Kubernetes", "a-z, 0-9, - and .");
+        found.check(is_name, &at("lease"), "is not a Kubernetes object name", "a-z, 0-9, - and .");
     }
     let (duration, deadline, retry) =
         (at("duration_seconds"), at("renew_deadline_seconds"), at("retry_seconds"));
@@ -63,10 +63,10 @@ fn lease(lease: &LeaseSettings, found: &mut Findings) {
     found.positive(lease.renew_deadline, &deadline);
     found.positive(lease.retry, &retry);
     let ends = lease.renew_deadline < lease.duration;
-    let hint = "otherwise two gateways lead at once";
+    let hint = "otherwise two gateways could lead at once";
     found.check_with(ends, &deadline, &[&duration], "is not below duration_seconds", hint);
     let renews = lease.retry < lease.renew_deadline;
-    let hint = "otherwise no renewal is in time";
+    let hint = "otherwise no renewal could be in time";
     found.check_with(renews, &retry, &[&deadline], "is not below renew_deadline_seconds", hint);
 }
 
@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(of("lease = \"tidegate\""), Vec::<String>::new());
         for (more, problem) in [
             ("", "lease: is missing"),
-            ("lease = \"A\"", "lease: is no name"),
+            ("lease = \"A\"", "lease: is not a Kubernetes"),
             ("lease = \"a\"\nduration_seconds = 2", "renew_deadline_seconds: is not below"),
             ("lease = \"a\"\nretry_seconds = 2", "retry_seconds: is not below"),
         ] {
@@ -120,10 +120,10 @@ mod tests {
             assert_eq!(of(&good), Vec::<String>::new(), "{good}");
         }
         for (more, problem) in [
-            (local.to_owned(), "listen: names no other gateway"),
+            (local.to_owned(), "listen: needs other gateways"),
             (peers.to_owned(), "listen: is missing"),
-            (format!("{open}{peers}"), "listen: is open to any client"),
-            (format!("{local}peers = [\"a:1\"]\n"), "peers[0]: has neither"),
+            (format!("{open}{peers}"), "listen: accepts any client"),
+            (format!("{local}peers = [\"a:1\"]\n"), "peers[0]: is neither"),
             (format!("{local}peers = [\"https://a:1\"]\n"), "peers[0]: is https"),
             (
                 format!(

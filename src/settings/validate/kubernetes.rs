@@ -3,7 +3,7 @@
 use super::Findings;
 use crate::schema::{BackendSettings, Settings};
 
-/// As many ports as an InferencePool may have.
+/// Most ports of a pod, as in an InferencePool.
 const PORTS_MAX: usize = 8;
 
 pub(super) fn kubernetes(settings: &Settings, found: &mut Findings) {
@@ -13,13 +13,13 @@ pub(super) fn kubernetes(settings: &Settings, found: &mut Findings) {
         found.check(
             known,
             "kubernetes.api_server",
-            "has neither http nor https",
+            "is neither http nor https",
             "https://host:6443",
         );
     }
     let both = api.client_cert.is_some() == api.client_key.is_some();
     let (cert, key) = ("kubernetes.client_cert", "kubernetes.client_key");
-    found.check_with(both, cert, &[key], "and client_key belong together", "both or neither");
+    found.check_with(both, cert, &[key], "and client_key are used together", "set both or neither");
     name(api.namespace.as_deref(), "kubernetes.namespace", found);
     let Some(labels) = &api.role_labels else { return };
     name(labels.namespace.as_deref(), "kubernetes.role_labels.namespace", found);
@@ -27,7 +27,7 @@ pub(super) fn kubernetes(settings: &Settings, found: &mut Findings) {
     found.required(selector, "kubernetes.role_labels.selector", "the engines' pods, as kubectl -l");
     let key = "kubernetes.role_labels.label";
     if found.required(!labels.label.is_empty(), key, "tidegate.dev/role") {
-        let problem = format!("{:?} is no label", labels.label);
+        let problem = format!("{:?} is not a label key", labels.label);
         found.check(is_label(&labels.label), key, &problem, "tidegate.dev/role");
     }
 }
@@ -44,23 +44,34 @@ pub(super) fn of_backend(
     name(pods.inference_pool.as_deref(), &at("inference_pool"), found);
     let both = pods.selector.is_some() && pods.inference_pool.is_some();
     let (selector, pool) = (at("selector"), at("inference_pool"));
-    found.check_with(!both, &selector, &[&pool], "is given beside inference_pool", "one of both");
+    found.check_with(
+        !both,
+        &selector,
+        &[&pool],
+        "is set together with inference_pool",
+        "set one of them",
+    );
     for (key, text) in [("selector", &pods.selector), ("role_label", &pods.role_label)] {
-        let said = text.as_deref().is_none_or(|text| !text.trim().is_empty());
-        found.check(said, &at(key), "is empty", "leave it out");
+        let is_set = text.as_deref().is_none_or(|text| !text.trim().is_empty());
+        found.check(is_set, &at(key), "is empty", "omit it");
     }
     let few = (1..=PORTS_MAX).contains(&pods.ports.len());
     found.check(few, &at("ports"), &format!("has {} ports", pods.ports.len()), "one to eight");
     for (i, port) in pods.ports.iter().enumerate() {
         let path = at(&format!("ports[{i}]"));
         found.count(u64::from(*port), (1, u64::from(u16::MAX)), &path);
-        let new = !pods.ports[..i].contains(port);
-        found.check(new, &path, "is given twice", "each port once");
+        let is_new = !pods.ports[..i].contains(port);
+        found.check(is_new, &path, "is given twice", "each port once");
     }
 }
 
 fn name(name: Option<&str>, path: &str, found: &mut Findings) {
-    found.check(name.is_none_or(is_name), path, "is no name of Kubernetes", "a-z, 0-9, - and .");
+    found.check(
+        name.is_none_or(is_name),
+        path,
+        "is not a Kubernetes object name",
+        "a-z, 0-9, - and .",
+    );
 }
 
 /// Returns whether this is a label key: a name, optionally after a domain and a slash.
@@ -118,11 +129,11 @@ mod tests {
     }
 
     #[test]
-    fn what_contradicts_itself_is_refused() {
+    fn contradicting_keys_are_refused() {
         for (more, problem) in [
-            ("selector = \"a=b\"\ninference_pool = \"p\"", "selector: is given beside"),
+            ("selector = \"a=b\"\ninference_pool = \"p\"", "selector: is set together with"),
             ("selector = \" \"", "selector: is empty"),
-            ("namespace = \"a/b\"", "namespace: is no name"),
+            ("namespace = \"a/b\"", "namespace: is not a Kubernetes"),
             ("ports = []", "ports: has 0 ports"),
             ("ports = [1, 2, 3, 4, 5, 6, 7, 8, 9]", "ports: has 9 ports"),
             ("ports = [0]", "ports[0]: is 0"),

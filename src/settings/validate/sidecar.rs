@@ -12,14 +12,19 @@ pub(super) fn sidecar(settings: &Settings, found: &mut Findings) {
     let Some(sidecar) = &settings.sidecar else { return };
     for (i, peer) in sidecar.trusted_peers.iter().enumerate() {
         let path = format!("sidecar.trusted_peers[{i}]");
-        found.check(is_network(peer), &path, &format!("{peer:?} is no network"), "10.0.0.0/8");
+        found.check(is_network(peer), &path, &format!("{peer:?} is not a network"), "10.0.0.0/8");
     }
     for (i, host) in sidecar.prefill_hosts.iter().enumerate() {
         let path = format!("sidecar.prefill_hosts[{i}]");
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
         let is_name = !host.is_empty() && host.bytes().all(plain);
         let good = is_network(host) || is_name;
-        found.check(good, &path, &format!("{host:?} is no host"), "10.0.0.0/8, or a name");
+        found.check(
+            good,
+            &path,
+            &format!("{host:?} is not a host or network"),
+            "10.0.0.0/8, or a name",
+        );
     }
     if let Some(name) = &sidecar.inference_pool {
         let parts: Vec<&str> = name.split('/').collect();
@@ -27,7 +32,7 @@ pub(super) fn sidecar(settings: &Settings, found: &mut Findings) {
         found.check(
             good,
             "sidecar.inference_pool",
-            "is no name of Kubernetes",
+            "is not a Kubernetes object name",
             "NAME or NAMESPACE/NAME",
         );
     }

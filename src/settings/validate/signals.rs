@@ -1,4 +1,4 @@
-//! Checks of `[signals]` and of where backends publish their events.
+//! Checks of `[signals]` and of the event endpoints of backends.
 
 use super::{Findings, INTERVAL};
 use crate::schema::{BackendSettings, Settings};
@@ -27,16 +27,10 @@ pub(super) fn of_backend(
     let (events, replay) = (path("kv_events"), path("kv_replay"));
     for (key, endpoint) in [(&events, &backend.kv_events), (&replay, &backend.kv_replay)] {
         let good = endpoint.as_deref().is_none_or(is_endpoint);
-        found.check(good, key, "is no address", ENDPOINT);
+        found.check(good, key, "is not an endpoint", ENDPOINT);
     }
-    let heard = backend.kv_replay.is_none() || backend.kv_events.is_some();
-    found.check_with(
-        heard,
-        &replay,
-        &[&events],
-        "replays events that are not read",
-        "add kv_events",
-    );
+    let is_read = backend.kv_replay.is_none() || backend.kv_events.is_some();
+    found.check_with(is_read, &replay, &[&events], "requires kv_events", "add kv_events");
     for (i, gpu) in backend.gpus.iter().enumerate() {
         found.count(u64::from(*gpu), (0, GPUS_MAX), &path(&format!("gpus[{i}]")));
     }
@@ -50,7 +44,7 @@ fn is_endpoint(endpoint: &str) -> bool {
     else {
         return false;
     };
-    // A listener's wildcard is nothing to connect to.
+    // A wildcard address can be listened on, but not connected to.
     let port = port.parse::<u16>().is_ok_and(|port| port > 0);
     let host = !host.is_empty() && !host.contains(['*', '/', ' ']);
     host && port
@@ -71,14 +65,14 @@ mod tests {
     fn events_need_an_address_to_connect_to() {
         check("kv_events = \"tcp://a:5557\"\nkv_replay = \"tcp://[::1]:5558\"\ngpus = [0]", &[]);
         check("kv_events = \"ipc:///run/kv.sock\"", &[]);
-        let hint = "is no address (tcp://host:port or ipc:///path), line 4";
+        let hint = "is not an endpoint (tcp://host:port or ipc:///path), line 4";
         for bad in ["tcp://*:1", "tcp://host", "tcp://:1", "tcp://a:0", "ipc://x", "http://a:1", ""]
         {
             check(&format!("kv_events = \"{bad}\""), &[&format!("backends[0].kv_events: {hint}")]);
         }
         check(
             "kv_replay = \"tcp://a:1\"",
-            &["backends[0].kv_replay: replays events that are not read (add kv_events), line 4"],
+            &["backends[0].kv_replay: requires kv_events (add kv_events), line 4"],
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Checks of entries of `[[backends]]` that stand for discovered backends.
+//! Checks of entries of `[[backends]]` that describe discovered backends.
 
 use super::Findings;
 use crate::schema::BackendSettings;
@@ -15,21 +15,27 @@ pub(super) fn of_backend(
         + usize::from(directory.is_some());
     let keys = ["kubernetes", "dns", "directory"].map(path);
     let with = keys.each_ref().map(String::as_str);
-    found.check_with(several < 2, &path("name"), &with, "has several sources", "one entry each");
+    found.check_with(
+        several < 2,
+        &path("name"),
+        &with,
+        "has several sources",
+        "use one entry per source",
+    );
     let expands = backend.expand && backend.is_source();
     found.check_with(
         !expands,
         &path("expand"),
         &with,
-        "is of an entry with one URL",
-        "leave it out",
+        "applies only to an entry with one URL",
+        "omit it",
     );
     if let Some(dns) = dns {
         let name = path("dns.name");
         if found.required(!dns.name.is_empty(), &name, "a host name") {
             let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
             let is_name = dns.name.len() <= 253 && dns.name.bytes().all(letter);
-            found.check(is_name, &name, "is no host name", "a-z, 0-9, '-', '_' and '.'");
+            found.check(is_name, &name, "is not a host name", "a-z, 0-9, '-', '_' and '.'");
         }
         found.count(u64::from(dns.port), (1, u64::from(u16::MAX)), &path("dns.port"));
         found.positive(dns.refresh, &path("dns.refresh_seconds"));
@@ -42,8 +48,8 @@ pub(super) fn of_backend(
             directory: backend.directory.clone(),
             ..BackendSettings::default()
         };
-        let problem = "has keys beside name and directory";
-        let hint = "the files have the settings of each backend";
+        let problem = "has keys other than name and directory";
+        let hint = "the files contain the settings of each backend";
         found.check(*backend == alone, &path("directory"), problem, hint);
     }
 }
@@ -75,15 +81,18 @@ mod tests {
     }
 
     #[test]
-    fn what_contradicts_itself_is_refused() {
+    fn contradicting_keys_are_refused() {
         for (wrong, problem) in [
             ("[backends.dns]\nport = 1", "dns.name: is missing"),
-            ("[backends.dns]\nname = \"a/b\"", "dns.name: is no host name"),
+            ("[backends.dns]\nname = \"a/b\"", "dns.name: is not a host name"),
             ("[backends.dns]\nname = \"a\"\nport = 0", "dns.port: is 0"),
             ("[backends.dns]\nname = \"a\"\nrefresh_seconds = 0", "dns.refresh_seconds"),
-            ("expand = true\n[backends.dns]\nname = \"a\"", "expand: is of an entry"),
+            ("expand = true\n[backends.dns]\nname = \"a\"", "expand: applies only"),
             ("[backends.directory]", "directory.path: is missing"),
-            ("streams_max = 8\n[backends.directory]\npath = \"p\"", "directory: has keys beside"),
+            (
+                "streams_max = 8\n[backends.directory]\npath = \"p\"",
+                "directory: has keys other than",
+            ),
             (
                 "[backends.directory]\npath = \"p\"\n[backends.dns]\nname = \"a\"",
                 "name: has several sources",
@@ -106,9 +115,9 @@ mod tests {
         assert_eq!(of(one).unwrap().len(), 1, "decoders and authorities are elsewhere");
         assert_eq!(of("# none at present\n").unwrap().len(), 0);
         for (wrong, problem) in [
-            (format!("[server]\nthreads = 1\n{one}"), "server: belongs into the settings file"),
+            (format!("[server]\nthreads = 1\n{one}"), "server: belongs in the settings file"),
             (format!("{one}{one}"), "backends[1].name: is the same as"),
-            (format!("{one}[backends.dns]\nname = \"n\"\n"), "backends[0]: stands for"),
+            (format!("{one}[backends.dns]\nname = \"n\"\n"), "backends[0]: describes"),
             ("[[backends]]\nname = 1".to_owned(), "backends[0].name"),
             ("[[backends".to_owned(), "not TOML"),
         ] {

@@ -7,7 +7,7 @@
     reason = "an example reads traces and a clock, and prints"
 )]
 
-use tidegate_sim::{Policy, Profile, SimConfig, TidegateParams, Trace, simulate};
+use tidegate_sim::{Policy, Profile, Run, SimConfig, TidegateParams, Trace, simulate};
 use tidegate_types::{Seconds, Slo, Tokens};
 
 const TRACES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/traces/");
@@ -41,55 +41,58 @@ fn main() {
             print!("{cell:14}");
             for policy in &policies {
                 for chunk in [512, 2048] {
-                    let profile = Profile::default().with_chunk(Tokens(chunk));
-                    let second = std::env::var("SECOND").ok();
-                    let second = second.map(|name| Profile::named(&name).expect("a profile"));
-                    let second = second.map(|second| second.with_chunk(Tokens(chunk)));
-                    let tidegate = params();
-                    let disturbance =
-                        std::env::var("DISTURB").unwrap_or_else(|_| "none".to_owned());
-                    let disturbance = disturbance.parse().expect("a disturbance");
-                    let config = SimConfig {
-                        profile,
-                        second,
-                        tidegate,
-                        slo: slo(),
-                        disturbance,
-                        ..SimConfig::default()
-                    };
-                    let began = std::time::Instant::now();
-                    let run = simulate(&trace.clone().at_rate(*rate), *rate, *policy, &config);
-                    let r = &run.report;
-                    if let Some(width) =
-                        std::env::var("BINS").ok().and_then(|w| w.parse::<f64>().ok())
-                    {
-                        let arrivals = trace.clone().at_rate(*rate).arrivals;
-                        let mut bins: Vec<(u32, u32, u32)> = Vec::new();
-                        for (arrival, outcome) in arrivals.iter().zip(&run.outcomes) {
-                            let bin = (arrival.at.get() / width) as usize;
-                            bins.resize(bins.len().max(bin + 1), (0, 0, 0));
-                            bins[bin].0 += 1;
-                            bins[bin].1 += u32::from(!outcome.meets_ttft(&config.slo));
-                            bins[bin].2 += u32::from(!outcome.meets_tpot(&config.slo));
-                        }
-                        println!("\n{chunk} {bins:?}");
-                    }
-                    print!(
-                        "  {policy}@{chunk} {:.3} (t{:.3} p{:.3} f{}{} itl {:.0}/{:.0} ms) {:.1}s",
-                        r.attainment,
-                        r.ttft_attainment,
-                        r.tpot_attainment,
-                        r.flips,
-                        run.split.map_or(String::new(), |k| format!(" {k}P")),
-                        r.itl_p99 * 1e3,
-                        r.itl_max * 1e3,
-                        began.elapsed().as_secs_f64(),
-                    );
+                    print_run(trace, *rate, *policy, chunk);
                 }
             }
             println!();
         }
     }
+}
+
+/// Simulates one policy with one chunk size and prints its figures.
+fn print_run(trace: &Trace, rate: f64, policy: Policy, chunk: u64) {
+    let second = std::env::var("SECOND").ok();
+    let second = second.map(|name| Profile::named(&name).expect("a profile"));
+    let disturbance = std::env::var("DISTURB").unwrap_or_else(|_| "none".to_owned());
+    let config = SimConfig {
+        profile: Profile::default().with_chunk(Tokens(chunk)),
+        second: second.map(|second| second.with_chunk(Tokens(chunk))),
+        tidegate: params(),
+        slo: slo(),
+        disturbance: disturbance.parse().expect("a disturbance"),
+        ..SimConfig::default()
+    };
+    let began = std::time::Instant::now();
+    let trace = trace.clone().at_rate(rate);
+    let run = simulate(&trace, rate, policy, &config);
+    let r = &run.report;
+    if let Some(width) = std::env::var("BINS").ok().and_then(|width| width.parse::<f64>().ok()) {
+        println!("\n{chunk} {:?}", misses_by_bin(&trace, &run, &config.slo, width));
+    }
+    print!(
+        "  {policy}@{chunk} {:.3} (t{:.3} p{:.3} f{}{} itl {:.0}/{:.0} ms) {:.1}s",
+        r.attainment,
+        r.ttft_attainment,
+        r.tpot_attainment,
+        r.flips,
+        run.split.map_or(String::new(), |k| format!(" {k}P")),
+        r.itl_p99 * 1e3,
+        r.itl_max * 1e3,
+        began.elapsed().as_secs_f64(),
+    );
+}
+
+/// Counts arrivals, missed TTFT targets and missed TPOT targets in bins of `width` seconds.
+fn misses_by_bin(trace: &Trace, run: &Run, slo: &Slo, width: f64) -> Vec<(u32, u32, u32)> {
+    let mut bins: Vec<(u32, u32, u32)> = Vec::new();
+    for (arrival, outcome) in trace.arrivals.iter().zip(&run.outcomes) {
+        let bin = (arrival.at.get() / width) as usize;
+        bins.resize(bins.len().max(bin + 1), (0, 0, 0));
+        bins[bin].0 += 1;
+        bins[bin].1 += u32::from(!outcome.meets_ttft(slo));
+        bins[bin].2 += u32::from(!outcome.meets_tpot(slo));
+    }
+    bins
 }
 
 /// The targets, with `SLO_ITL` in seconds if it is set.

@@ -13,5 +13,5 @@ model = LlamaForCausalLM(LlamaConfig(vocab_size=4096, hidden_size=128, intermedi
     max_position_embeddings=8192, bos_token_id=0, eos_token_id=1, tie_word_embeddings=True, torch_dtype="float32"))
 model.save_pretrained(out, safe_serialization=True)
 shutil.copy(data / "tiny_llama_config.json", out / "tokenizer_config.json")
-# Last: a folder with a tokenizer is whole.
+# Copied last: its presence marks the folder as complete.
 shutil.copy(data / "tiny_llama.json", out / "tokenizer.json")
