@@ -42,7 +42,12 @@ struct TargetsAnswer {
 #[derive(Deserialize)]
 struct ModelTargets {
     requests: usize,
-    attainment: f64,
+    /// None of batch work.
+    attainment: Option<f64>,
+    #[serde(default)]
+    ttft_seconds: Option<f64>,
+    #[serde(default)]
+    tpot_seconds: Option<f64>,
     ttft: PercentilesAnswer,
     tpot: PercentilesAnswer,
 }
@@ -220,17 +225,19 @@ fn unreadable(error: serde_json::Error) -> OperateError {
     OperateError::Unreadable(error.to_string())
 }
 
-/// The values of the model with the most requests.
+/// The values of the model and service class with the most requests, without batch work.
 fn latencies(targets: &TargetsAnswer, screen: &mut Screen) {
-    let busiest = targets.models.iter().max_by_key(|model| model.requests);
+    let judged = targets.models.iter().filter(|model| model.attainment.is_some());
+    let busiest = judged.max_by_key(|model| model.requests);
     let put = |series: &mut ChartSeries, target: Option<f64>, value: Option<f64>| {
         series.target = target;
         series.push(value);
     };
-    let (ttft, tpot) = (targets.ttft_seconds, targets.tpot_seconds);
+    let ttft = busiest.and_then(|model| model.ttft_seconds).unwrap_or(targets.ttft_seconds);
+    let tpot = busiest.and_then(|model| model.tpot_seconds).unwrap_or(targets.tpot_seconds);
     put(&mut screen.ttft, Some(ttft), busiest.and_then(|model| model.ttft.p50));
     put(&mut screen.tpot, Some(tpot), busiest.and_then(|model| model.tpot.p50));
-    put(&mut screen.attainment, None, busiest.map(|model| model.attainment));
+    put(&mut screen.attainment, None, busiest.and_then(|model| model.attainment));
 }
 
 fn engine(backend: BackendStatus, ttft: f64) -> EngineRow {

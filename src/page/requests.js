@@ -74,7 +74,7 @@ function updateRow(row, request) {
   setText(cells[4], request.ended && request.ended !== "done" && request.status ? `${outcome} (${request.status})` : outcome);
   cells[4].className = !request.ended ? "soft" : request.ended === "done" ? "good" : request.ended === "client_left" ? "warn" : "bad";
   setText(cells[5], format.count(request.prompt_tokens)); setText(cells[6], format.count(request.output_tokens));
-  const ttft = request.observed?.ttft_seconds, missed = ttft > request.targets?.ttft_seconds;
+  const ttft = request.observed?.ttft_seconds, missed = ttft > (request.targets?.ttft_seconds ?? Infinity);
   setText(cells[8], `${format.seconds(ttft)}${missed ? " ▲" : ""}`);
   cells[8].className = missed ? "n bad" : "n";
   setText(cells[9], format.seconds(request.duration_seconds ?? request.age_seconds));
@@ -102,7 +102,7 @@ function drawDetail(place, request) {
   const row = (name, ahead, seen, target, form = format.seconds) => el("tr", {}, el("th", { scope: "row", text: name }), cell(form(ahead), "n"), cell(form(seen), "n"), cell(target === undefined ? "" : form(target), "n"));
   const figures = el("table", {}, headings("", ">predicted", ">observed", ">target"), el("tbody", {},
     row("queue", undefined, observed.queued_seconds), row("prefill", predicted.prefill_seconds, observed.prefill_seconds), row("cached tokens", predicted.cached_tokens, observed.cached_tokens, undefined, format.count),
-    row("TTFT", predicted.ttft_seconds, observed.ttft_seconds, targets.ttft_seconds), row("TPOT", predicted.tpot_seconds, observed.tpot_seconds, targets.tpot_seconds), row("largest gap", undefined, observed.gap_max_seconds, targets.itl_seconds ?? undefined)));
+    row("TTFT", predicted.ttft_seconds, observed.ttft_seconds, targets.ttft_seconds ?? undefined), row("TPOT", predicted.tpot_seconds, observed.tpot_seconds, targets.tpot_seconds ?? undefined), row("largest gap", undefined, observed.gap_max_seconds, targets.itl_seconds ?? undefined)));
   const candidates = el("table", {}, headings("Candidate", "Role", ">backlog", ">streams", ">cached", ">end of prefill", ""), el("tbody", {}, request.candidates.map(each => el("tr", { class: each.chosen ? "here" : null },
     cell(each.backend), el("td", {}, chip(each.role)), cell(format.seconds(each.backlog_seconds), "n"), cell(format.count(each.streams), "n"), cell(format.count(each.cached_tokens), "n"), cell(`after ${format.seconds(each.prefill_end_seconds)}`, "n"), cell(each.chosen ? "chosen" : each.open ? "" : "no capacity")))));
   place.replaceChildren(...[el("p", {}, el("span", { class: "mono", text: request.request_id }), el("span", { class: "soft", text: ` · ${request.endpoint} · ${format.plural(request.attempts, "attempt")}` })),

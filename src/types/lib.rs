@@ -26,6 +26,6 @@ pub use buckets::DurationBuckets;
 pub use id::{BACKENDS_MAX, BackendId, GroupId, PlanNumber, PoolId, RequestId};
 pub use plan::{Flip, Plan};
 pub use role::{ParseRoleError, Role, RoleCapability, RoleSet};
-pub use slo::{CLASSES_MAX, ClassId, ClassKind, DEFAULT_CLASS, Slo, Targets};
+pub use slo::{CLASSES_MAX, ClassId, ClassKind, DEFAULT_CLASS, Slo, Targets, TightestTargets};
 pub use time::{Moment, Seconds};
 pub use tokens::Tokens;

@@ -15,6 +15,15 @@ pub struct Slo {
     pub itl: Option<Seconds>,
 }
 
+/// The smallest targets of the streams on a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TightestTargets {
+    /// Smallest TPOT target; `None` without a stream that has one.
+    pub tpot: Option<Seconds>,
+    /// Smallest ITL target; `None` without a stream that has one.
+    pub itl: Option<Seconds>,
+}
+
 /// Number of a service class: 0 is the default class, the others are those of the settings, in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClassId(pub u8);

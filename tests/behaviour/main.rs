@@ -61,6 +61,7 @@ mod scheduling;
 mod sglang;
 mod sidecar;
 mod signals;
+mod slo_classes;
 mod split;
 mod start_without_file;
 mod tls;

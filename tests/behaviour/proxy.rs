@@ -254,8 +254,13 @@ impl Proxy {
     /// Returns whether every counter is zero.
     pub fn is_settled(&self) -> bool {
         let proxy = &self.running.proxy;
-        let settled =
-            |b: &std::sync::Arc<tidegate_proxy::fleet::Backend>| b.account.balance().is_settled();
+        let settled = |b: &std::sync::Arc<tidegate_proxy::fleet::Backend>| {
+            let account = &b.account;
+            let targets = account.tightest_targets(tidegate_types::Seconds::ZERO);
+            account.balance().is_settled()
+                && account.batch_streams() == Default::default()
+                && targets == Default::default()
+        };
         proxy.fleet.registry.is_empty()
             && proxy.queue.signal().waiting() == 0
             && proxy.fleet.backends().iter().all(settled)

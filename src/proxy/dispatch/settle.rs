@@ -189,6 +189,7 @@ impl RequestRecord {
         RequestLog {
             accepted: &self.accepted,
             live: &self.live,
+            class: &self.client.settings.classes.class(self.live.targets.class).name,
             subject: self.client.subject.as_deref(),
             status: self.status,
             outcome: self.outcome,

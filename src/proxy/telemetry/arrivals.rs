@@ -5,10 +5,10 @@
 use crossbeam_queue::ArrayQueue;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tidegate_types::{Moment, Seconds, Targets, Tokens};
+use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::backends::fleet::GAP_BUCKETS;
-use crate::telemetry::request_log::{RequestLog, RequestOutcome};
+use crate::telemetry::request_log::{Attained, RequestLog, RequestOutcome};
 
 /// Capacity of the queue: 0.1 s at 20,000 requests a second. Elements beyond it are dropped.
 const QUEUE_MAX: usize = 2048;
@@ -20,8 +20,8 @@ pub const KEPT_FOR: Seconds = Seconds(3600.0);
 const HASHES_MAX: usize = 524_288;
 /// Tokens per kept hash, as in the traces of the simulator.
 const HASHED: u64 = 512;
-/// Most models with latencies of their own; further models count as the last.
-const MODELS_MAX: usize = 32;
+/// Most pairs of a model and a service class with latencies of their own; further ones count as the last.
+const ROWS_MAX: usize = 64;
 /// Slots of the ITL window, and the length of one.
 const SLOTS: usize = 30;
 const SLOT: Seconds = Seconds(10.0);
@@ -36,25 +36,22 @@ pub struct EndedRequest {
     pub ended_at: Moment,
     pub prompt: Tokens,
     pub output: Tokens,
-    /// The targets by which it is judged.
-    pub targets: Targets,
-    /// Whether the client received the whole answer.
-    pub done: bool,
-    /// Whether it counts for attainment: a request whose client left does not.
+    /// Whether the client stayed to the end.
     pub counts: bool,
+    /// The targets that it met; `None` if it does not count for attainment.
+    pub attained: Option<Attained>,
     pub ttft: Option<Seconds>,
     pub tpot: Option<Seconds>,
-    /// Largest gap between two chunks.
-    pub gap_max: Option<Seconds>,
     /// Hash of each 512-token block of its prompt.
     pub blocks: Box<[u64]>,
-    model: usize,
+    row: usize,
 }
 
 /// An ended request that is queued for the records.
 struct Queued {
     arrival: EndedRequest,
     model: Option<Arc<str>>,
+    class: Arc<str>,
     gaps: Option<Box<[u32; GAP_BUCKETS]>>,
 }
 
@@ -69,23 +66,27 @@ pub struct ArrivalLog {
 pub struct Records {
     /// Ended requests, ordered by their end.
     pub requests: VecDeque<EndedRequest>,
-    models: Vec<ModelGaps>,
+    rows: Vec<RowGaps>,
     hashes: usize,
 }
 
-/// ITL counts of a model.
-struct ModelGaps {
-    name: Arc<str>,
+/// ITL counts of a model's requests of one service class.
+struct RowGaps {
+    model: Arc<str>,
+    class: Arc<str>,
     slots: Box<[[u32; GAP_BUCKETS]; SLOTS]>,
     /// Number of the slot written last, counted from the start.
     slot: u64,
 }
 
-/// Latencies of one model over [`WINDOW`].
-pub struct ModelLatencies {
-    pub name: Arc<str>,
-    /// Requests that count for attainment.
+/// Latencies of a model's requests of one service class over [`WINDOW`].
+pub struct Latencies {
+    pub model: Arc<str>,
+    pub class: Arc<str>,
+    /// Requests whose client stayed to the end.
     pub requests: usize,
+    /// Those that count for attainment: all but batch work.
+    pub judged: usize,
     pub met_ttft: usize,
     pub met_tpot: usize,
     pub met_itl: usize,
@@ -104,28 +105,6 @@ impl Default for ArrivalLog {
     }
 }
 
-impl EndedRequest {
-    /// Whether the first token met the TTFT target.
-    pub fn meets_ttft(&self) -> bool {
-        self.ttft.is_some_and(|ttft| ttft <= self.targets.slo.ttft)
-    }
-
-    /// Whether it ended and met the TPOT target. A single token always meets it.
-    pub fn meets_tpot(&self) -> bool {
-        self.done && self.tpot.is_none_or(|tpot| tpot <= self.targets.slo.tpot)
-    }
-
-    /// Whether it ended and met the ITL target, if there is one.
-    pub fn meets_itl(&self) -> bool {
-        self.done && self.targets.slo.meets_itl(self.gap_max)
-    }
-
-    /// Whether it met all targets.
-    pub fn meets(&self) -> bool {
-        self.meets_ttft() && self.meets_tpot() && self.meets_itl()
-    }
-}
-
 impl ArrivalLog {
     /// Queues a request that has ended. Takes no lock; a full queue drops it.
     pub fn note(&self, log: &RequestLog<'_>) {
@@ -137,21 +116,20 @@ impl ArrivalLog {
             ended_at: log.live.arrived + log.duration,
             prompt: log.prompt,
             output: log.output,
-            targets: log.live.targets,
-            done: log.outcome == RequestOutcome::Done,
             counts: log.outcome != RequestOutcome::ClientLeft,
+            attained: log.attained(),
             ttft: log.ttft,
             tpot: log.tpot,
-            gap_max: log.live.gap_max(),
             blocks: blocks(&log.accepted.prompt.chain, log.accepted.prompt.block_tokens),
-            model: 0,
+            row: 0,
         };
         let gaps = log.tpot.map(|_| {
             let mut gaps = Box::new([0; GAP_BUCKETS]);
             log.live.gaps().add_to(&mut gaps);
             gaps
         });
-        self.queue.push(Queued { arrival, model: log.live.model.clone(), gaps }).ok();
+        let (model, class) = (log.live.model.clone(), Arc::clone(log.class));
+        self.queue.push(Queued { arrival, model, class, gaps }).ok();
     }
 
     /// Moves queued requests into the records and removes those older than an hour.
@@ -185,10 +163,10 @@ fn blocks(chain: &[u64], each: Tokens) -> Box<[u64]> {
 
 impl Records {
     fn add(&mut self, queued: Queued, now: Moment) {
-        let Queued { mut arrival, model, gaps } = queued;
-        arrival.model = self.model(model);
-        if let (Some(gaps), Some(model)) = (gaps, self.models.get_mut(arrival.model)) {
-            let slot = model.turn_to(now);
+        let Queued { mut arrival, model, class, gaps } = queued;
+        arrival.row = self.row(model, class);
+        if let (Some(gaps), Some(row)) = (gaps, self.rows.get_mut(arrival.row)) {
+            let slot = row.turn_to(now);
             for (sum, count) in slot.iter_mut().zip(gaps.iter()) {
                 *sum = sum.saturating_add(*count);
             }
@@ -209,18 +187,15 @@ impl Records {
         }
     }
 
-    fn model(&mut self, name: Option<Arc<str>>) -> usize {
-        let name = name.unwrap_or_else(|| "none".into());
-        let known = self.models.iter().position(|model| model.name == name);
+    fn row(&mut self, model: Option<Arc<str>>, class: Arc<str>) -> usize {
+        let model = model.unwrap_or_else(|| "none".into());
+        let known = self.rows.iter().position(|row| row.model == model && row.class == class);
         known.unwrap_or_else(|| {
-            if self.models.len() < MODELS_MAX {
-                self.models.push(ModelGaps {
-                    name,
-                    slots: Box::new([[0; GAP_BUCKETS]; SLOTS]),
-                    slot: 0,
-                });
+            if self.rows.len() < ROWS_MAX {
+                let slots = Box::new([[0; GAP_BUCKETS]; SLOTS]);
+                self.rows.push(RowGaps { model, class, slots, slot: 0 });
             }
-            self.models.len() - 1
+            self.rows.len() - 1
         })
     }
 
@@ -229,30 +204,33 @@ impl Records {
         self.requests.iter().rev().take_while(move |request| now - request.ended_at <= window)
     }
 
-    /// Latencies of each model over [`WINDOW`], in the order in which the models were first seen.
-    pub fn latencies(&mut self, now: Moment) -> Vec<ModelLatencies> {
-        let mut all: Vec<ModelLatencies> =
-            self.models.iter_mut().map(|model| model.latencies(now)).collect();
+    /// Latencies by model and service class over [`WINDOW`], in the order in which they were first
+    /// seen.
+    pub fn latencies(&mut self, now: Moment) -> Vec<Latencies> {
+        let mut all: Vec<Latencies> = self.rows.iter_mut().map(|row| row.latencies(now)).collect();
         for request in self.within(now, WINDOW).filter(|request| request.counts) {
-            let Some(model) = all.get_mut(request.model) else { continue };
-            model.requests += 1;
-            model.met_ttft += usize::from(request.meets_ttft());
-            model.met_tpot += usize::from(request.meets_tpot());
-            model.met_itl += usize::from(request.meets_itl());
-            model.met_all += usize::from(request.meets());
-            model.ttft.extend(request.ttft.map(Seconds::get));
-            model.tpot.extend(request.tpot.map(Seconds::get));
+            let Some(row) = all.get_mut(request.row) else { continue };
+            row.requests += 1;
+            if let Some(attained) = &request.attained {
+                row.judged += 1;
+                row.met_ttft += usize::from(attained.ttft);
+                row.met_tpot += usize::from(attained.tpot);
+                row.met_itl += usize::from(attained.itl);
+                row.met_all += usize::from(attained.all());
+            }
+            row.ttft.extend(request.ttft.map(Seconds::get));
+            row.tpot.extend(request.tpot.map(Seconds::get));
         }
-        for model in &mut all {
-            model.ttft.sort_by(f64::total_cmp);
-            model.tpot.sort_by(f64::total_cmp);
+        for row in &mut all {
+            row.ttft.sort_by(f64::total_cmp);
+            row.tpot.sort_by(f64::total_cmp);
         }
-        all.retain(|model| model.requests > 0);
+        all.retain(|row| row.requests > 0);
         all
     }
 }
 
-impl ModelGaps {
+impl RowGaps {
     /// Returns the slot of `now`; slots that have passed since are emptied.
     fn turn_to(&mut self, now: Moment) -> &mut [u32; GAP_BUCKETS] {
         let slot = (now.since_start() / SLOT) as u64;
@@ -264,7 +242,7 @@ impl ModelGaps {
         &mut self.slots[(self.slot % SLOTS as u64) as usize]
     }
 
-    fn latencies(&mut self, now: Moment) -> ModelLatencies {
+    fn latencies(&mut self, now: Moment) -> Latencies {
         self.turn_to(now);
         let mut gaps = [0_u32; GAP_BUCKETS];
         for slot in self.slots.iter() {
@@ -272,9 +250,11 @@ impl ModelGaps {
                 *sum = sum.saturating_add(*count);
             }
         }
-        ModelLatencies {
-            name: Arc::clone(&self.name),
+        Latencies {
+            model: Arc::clone(&self.model),
+            class: Arc::clone(&self.class),
             requests: 0,
+            judged: 0,
             met_ttft: 0,
             met_tpot: 0,
             met_itl: 0,
@@ -296,23 +276,22 @@ mod tests {
     }
 
     fn queued(ended_at: Moment, ttft: f64, blocks: usize) -> Queued {
+        let (ttft, tpot) = (Seconds(ttft), Some(Seconds(0.02)));
         let arrival = EndedRequest {
             at: ended_at,
             ended_at,
             prompt: Tokens(1000),
             output: Tokens(10),
-            targets: Targets::default(),
-            done: true,
             counts: true,
-            ttft: Some(Seconds(ttft)),
-            tpot: Some(Seconds(0.02)),
-            gap_max: Some(Seconds(ttft / 10.0)),
+            attained: Some(Attained::of(&Slo::default(), true, Some(ttft), tpot, None)),
+            ttft: Some(ttft),
+            tpot,
             blocks: vec![7; blocks].into(),
-            model: 0,
+            row: 0,
         };
         let mut gaps = Box::new([0; GAP_BUCKETS]);
         gaps[17] = 9;
-        Queued { arrival, model: Some("m".into()), gaps: Some(gaps) }
+        Queued { arrival, model: Some("m".into()), class: "default".into(), gaps: Some(gaps) }
     }
 
     #[test]
@@ -354,16 +333,17 @@ mod tests {
     }
 
     #[test]
-    fn each_request_is_judged_by_its_own_targets() {
-        let strict = Slo { itl: Some(Seconds(0.04)), ..Slo::default() };
-        let lax = Slo { ttft: Seconds(5.0), ..Slo::default() };
+    fn each_class_has_latencies_of_its_own_and_batch_work_no_attainment() {
         let mut records = Records::default();
-        for (slo, ttft) in [(strict, 0.5), (lax, 2.0), (Slo::default(), 2.0)] {
-            let mut request = queued(at(1.0), ttft, 0);
-            request.arrival.targets = Targets::of_default_class(slo);
+        for (class, batch) in [("chat", false), ("night", true), ("chat", false)] {
+            let mut request = queued(at(1.0), 2.0, 0);
+            request.class = class.into();
+            request.arrival.attained = request.arrival.attained.filter(|_| !batch);
             records.add(request, at(1.0));
         }
         let all = records.latencies(at(2.0));
-        assert_eq!((all[0].met_ttft, all[0].met_itl, all[0].met_all), (2, 2, 1));
+        let rows: Vec<_> = all.iter().map(|row| (&*row.class, row.requests, row.judged)).collect();
+        assert_eq!(rows, [("chat", 2, 2), ("night", 1, 0)]);
+        assert_eq!((all[1].ttft.len(), all[0].met_ttft), (1, 0));
     }
 }

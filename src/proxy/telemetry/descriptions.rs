@@ -41,6 +41,14 @@ fn requests() {
     );
     hist!("gen_ai_server_request_duration_seconds", "Time from arrival to the end of the answer");
     hist!("gen_ai_client_token_usage", "Tokens of a request, by type");
+    counter!(
+        "tidegate_slo_requests_total",
+        "Ended requests that count for attainment, by service class; absent for batch work"
+    );
+    counter!(
+        "tidegate_slo_attained_total",
+        "Those that met a target of their class (ttft, tpot, itl), or all; without an ITL target every finished one meets it"
+    );
     gauge!("tidegate_queue_requests", "Requests in the queue");
     gauge!(
         "tidegate_engines_wanted",

@@ -176,7 +176,7 @@ impl Point {
     /// Sets the latencies and the attainment of the last 10 s.
     #[must_use]
     pub fn with_latencies(self, records: &Records, now: Moment) -> Point {
-        let recent = || records.within(now, RECENT).filter(|request| request.counts);
+        let recent = || records.within(now, RECENT).filter(|request| request.attained.is_some());
         let sorted = |values: &mut Vec<f64>| values.sort_by(f64::total_cmp);
         let mut ttft: Vec<f64> = recent().filter_map(|r| r.ttft).map(Seconds::get).collect();
         let mut tpot: Vec<f64> = recent().filter_map(|r| r.tpot).map(Seconds::get).collect();
@@ -184,7 +184,7 @@ impl Point {
         sorted(&mut tpot);
         Point {
             ended: recent().count(),
-            attained: recent().filter(|r| r.meets()).count(),
+            attained: recent().filter_map(|r| r.attained).filter(|attained| attained.all()).count(),
             ttft_p50: percentile(&ttft, 0.5),
             ttft_p90: percentile(&ttft, 0.9),
             tpot_p50: percentile(&tpot, 0.5),

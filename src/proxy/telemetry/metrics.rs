@@ -15,19 +15,21 @@ use crate::backends::fleet::{Backend, Fleet, RoutingTable};
 use crate::runtime::budget::BodyBudget;
 use crate::runtime::connections::ConnectionLimit;
 use crate::telemetry::backend_series::BackendSeries;
-use crate::telemetry::request_log::{RequestLog, RequestOutcome};
+use crate::telemetry::request_log::{Attained, RequestLog, RequestOutcome};
 use crate::telemetry::{descriptions, recorder};
 use crate::upstream::failure::LegFailure;
 
-/// Most model labels; further models are counted as `other`.
-const MODELS_MAX: usize = 256;
+/// Most pairs of a model and a service class with series of their own; the models of further ones are
+/// counted as `other`.
+const MODELS_MAX: usize = 1024;
 
 /// The metrics of one proxy.
 pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     series: BackendSeries,
-    models: DashMap<Arc<str>, Arc<ModelMetrics>>,
+    /// By model and service class.
+    models: DashMap<(Arc<str>, Arc<str>), Arc<ModelMetrics>>,
     /// By backend slot. Written by the control loop only.
     backends: ArcSwap<Vec<Arc<BackendMetrics>>>,
     queue_requests: Gauge,
@@ -50,6 +52,16 @@ struct ModelMetrics {
     duration: Histogram,
     input: Histogram,
     output: Histogram,
+    /// `None` for batch work, which has no targets.
+    attainment: Option<AttainmentMetrics>,
+}
+
+struct AttainmentMetrics {
+    requests: Counter,
+    ttft: Counter,
+    tpot: Counter,
+    itl: Counter,
+    all: Counter,
 }
 
 struct BackendMetrics {
@@ -171,7 +183,10 @@ impl Metrics {
         if !log.accepted.endpoint.generates() {
             return;
         }
-        let model = self.model(log.live.model.as_ref());
+        let model = self.model(log);
+        if let (Some(metrics), Some(attained)) = (&model.attainment, log.attained()) {
+            metrics.count(&attained);
+        }
         model.duration.record(log.duration.get());
         model.input.record(log.prompt.as_f64());
         model.output.record(log.output.as_f64());
@@ -346,28 +361,36 @@ impl Metrics {
         self.series.upkeep();
     }
 
-    fn model(&self, name: Option<&Arc<str>>) -> Arc<ModelMetrics> {
-        let name: Arc<str> = match name {
-            Some(name) if self.models.len() < MODELS_MAX || self.models.contains_key(name) => {
-                Arc::clone(name)
-            }
-            Some(_) => "other".into(),
-            None => "none".into(),
+    fn model(&self, log: &RequestLog<'_>) -> Arc<ModelMetrics> {
+        let class = Arc::clone(log.class);
+        let key = match &log.live.model {
+            Some(model) => (Arc::clone(model), class),
+            None => ("none".into(), class),
         };
-        if let Some(known) = self.models.get(&name) {
+        if let Some(known) = self.models.get(&key) {
             return Arc::clone(&known);
         }
-        let made = Arc::new(with_local_recorder(&self.recorder, || ModelMetrics::new(&name)));
-        Arc::clone(&self.models.entry(name).or_insert(made))
+        let key = match self.models.len() < MODELS_MAX {
+            true => key,
+            false => ("other".into(), key.1),
+        };
+        if let Some(known) = self.models.get(&key) {
+            return Arc::clone(&known);
+        }
+        let batch = log.live.targets.is_batch();
+        let make = || ModelMetrics::new(&key.0, &key.1, batch);
+        let made = Arc::new(with_local_recorder(&self.recorder, make));
+        Arc::clone(&self.models.entry(key).or_insert(made))
     }
 }
 
 impl ModelMetrics {
-    fn new(model: &str) -> ModelMetrics {
+    fn new(model: &str, class: &str, batch: bool) -> ModelMetrics {
         let labels = |kind: Option<&'static str>| {
             let mut labels = vec![
                 metrics::Label::new("gen_ai_request_model", model.to_owned()),
                 metrics::Label::new("gen_ai_operation_name", "generate"),
+                metrics::Label::new("class", class.to_owned()),
             ];
             labels.extend(kind.map(|kind| metrics::Label::new("gen_ai_token_type", kind)));
             labels
@@ -379,6 +402,43 @@ impl ModelMetrics {
             duration: histogram!("gen_ai_server_request_duration_seconds", labels(None)),
             input: histogram!("gen_ai_client_token_usage", labels(Some("input"))),
             output: histogram!("gen_ai_client_token_usage", labels(Some("output"))),
+            attainment: (!batch).then(|| AttainmentMetrics::new(model, class)),
+        }
+    }
+}
+
+impl AttainmentMetrics {
+    fn new(model: &str, class: &str) -> AttainmentMetrics {
+        let attained = |target: &'static str| {
+            counter!(
+                "tidegate_slo_attained_total",
+                "gen_ai_request_model" => model.to_owned(),
+                "class" => class.to_owned(),
+                "target" => target,
+            )
+        };
+        AttainmentMetrics {
+            requests: counter!(
+                "tidegate_slo_requests_total",
+                "gen_ai_request_model" => model.to_owned(),
+                "class" => class.to_owned(),
+            ),
+            ttft: attained("ttft"),
+            tpot: attained("tpot"),
+            itl: attained("itl"),
+            all: attained("all"),
+        }
+    }
+
+    fn count(&self, attained: &Attained) {
+        self.requests.increment(1);
+        for (met, counter) in [
+            (attained.ttft, &self.ttft),
+            (attained.tpot, &self.tpot),
+            (attained.itl, &self.itl),
+            (attained.all(), &self.all),
+        ] {
+            counter.increment(u64::from(met));
         }
     }
 }

@@ -22,6 +22,8 @@ pub struct RecentRequest {
     pub endpoint: &'static str,
     /// Holder of the API key; empty without keys.
     pub tenant: Box<str>,
+    /// Name of its service class.
+    pub class: Arc<str>,
     pub status: u16,
     pub ended: RequestOutcome,
     pub problem: Option<Box<str>>,
@@ -104,6 +106,7 @@ impl RecentRequest {
             live: Arc::clone(log.live),
             endpoint: accepted.endpoint.as_str(),
             tenant: accepted.tenant.as_str().into(),
+            class: Arc::clone(log.class),
             status: log.status,
             ended: log.outcome,
             problem: log.problem.map(Into::into),
@@ -146,6 +149,7 @@ mod tests {
             live: Arc::new(live),
             endpoint: "chat",
             tenant: "".into(),
+            class: "default".into(),
             status: 200,
             ended: RequestOutcome::Done,
             problem: None,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use tidegate_filters::Accepted;
-use tidegate_types::{Seconds, Tokens};
+use tidegate_types::{Seconds, Slo, Tokens};
 
 use crate::backends::fleet::{Backend, InflightRequest};
 
@@ -44,12 +44,47 @@ pub struct Expected {
     pub tpot: Option<Seconds>,
 }
 
+/// The targets that an ended request met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attained {
+    /// Whether the first token met the TTFT target.
+    pub ttft: bool,
+    /// Whether it ended and met the TPOT target. A single token always meets it.
+    pub tpot: bool,
+    /// Whether it ended and met the ITL target, if there is one.
+    pub itl: bool,
+}
+
+impl Attained {
+    /// Judges a request by its targets. `done`: the client received the whole answer.
+    pub fn of(
+        slo: &Slo,
+        done: bool,
+        ttft: Option<Seconds>,
+        tpot: Option<Seconds>,
+        gap_max: Option<Seconds>,
+    ) -> Attained {
+        Attained {
+            ttft: ttft.is_some_and(|ttft| ttft <= slo.ttft),
+            tpot: done && tpot.is_none_or(|tpot| tpot <= slo.tpot),
+            itl: done && slo.meets_itl(gap_max),
+        }
+    }
+
+    /// Whether it met all targets.
+    pub fn all(&self) -> bool {
+        self.ttft && self.tpot && self.itl
+    }
+}
+
 /// A finished request.
 pub struct RequestLog<'a> {
     /// The request as the filters accepted it.
     pub accepted: &'a Accepted,
     /// Its entry in the registry.
     pub live: &'a Arc<InflightRequest>,
+    /// Name of its service class.
+    pub class: &'a Arc<str>,
     /// The subject of the client's certificate.
     pub subject: Option<&'a str>,
     /// The status sent to the client; 0 if none was sent.
@@ -86,4 +121,15 @@ pub struct RequestLog<'a> {
     pub tpot: Option<Seconds>,
     /// Time from arrival to the end.
     pub duration: Seconds,
+}
+
+impl RequestLog<'_> {
+    /// The targets that it met; `None` if it does not count: batch work has no targets, and a client that
+    /// leaves ends its answer itself.
+    pub fn attained(&self) -> Option<Attained> {
+        let (targets, done) = (&self.live.targets, self.outcome == RequestOutcome::Done);
+        let counts = self.outcome != RequestOutcome::ClientLeft && !targets.is_batch();
+        let gap_max = self.live.gap_max();
+        counts.then(|| Attained::of(&targets.slo, done, self.ttft, self.tpot, gap_max))
+    }
 }

@@ -3,11 +3,11 @@
 //! The counters are independent, so `Relaxed` suffices: a reader may see one counter before a charge
 //! and another after it. When all charges are settled, all counters are exact.
 
-use crate::inflight::target_counts::{CountedTargets, StreamTargets, TightestTargets};
+use crate::inflight::target_counts::{CountedTargets, StreamTargets};
 use crate::shared_u64::SharedU64;
 use std::ops::Add;
 use std::sync::{Arc, atomic::AtomicU64};
-use tidegate_types::{ClassKind, Seconds, Targets, Tokens};
+use tidegate_types::{ClassKind, Seconds, Targets, TightestTargets, Tokens};
 
 /// In-flight account of one backend. Every request that is placed there writes it.
 #[derive(Debug, Default)]

@@ -13,4 +13,3 @@ mod tests;
 pub use account::{
     Account, BacklogBound, Balance, BatchStreams, ConcurrentStreams, PrefillCharge, StreamCharge,
 };
-pub use target_counts::TightestTargets;

@@ -2,7 +2,7 @@
 //! target limits the backend's decode step.
 
 use crate::shared_u64::SharedU64;
-use tidegate_types::{Seconds, Slo};
+use tidegate_types::{Seconds, Slo, TightestTargets};
 
 /// Distinct values that are counted apart. Further values share the last slot with its smallest one.
 const SLOTS: usize = 8;
@@ -11,15 +11,6 @@ const COUNT_BITS: u32 = 24;
 const COUNT_MAX: u64 = (1 << COUNT_BITS) - 1;
 /// Most nanoseconds of a counted target: 18 minutes. A longer target counts as none.
 const NANOS_MAX: u64 = (1 << (u64::BITS - COUNT_BITS)) - 1;
-
-/// The smallest targets of the streams on a backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct TightestTargets {
-    /// Smallest TPOT target; `None` without a stream that has one.
-    pub tpot: Option<Seconds>,
-    /// Smallest ITL target; `None` without a stream that has one.
-    pub itl: Option<Seconds>,
-}
 
 /// The targets of one stream, as they were counted.
 #[derive(Clone, Copy, Debug, Default)]

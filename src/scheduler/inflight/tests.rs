@@ -1,10 +1,10 @@
 //! Tests of the account under the interleavings that shuttle explores.
 
-use crate::inflight::{Account as AnyAccount, BacklogBound, Balance, TightestTargets};
+use crate::inflight::{Account as AnyAccount, BacklogBound, Balance};
 use shuttle::sync::atomic::AtomicU64;
 use shuttle::{check_random, thread};
 use std::sync::Arc;
-use tidegate_types::{Seconds, Targets, Tokens};
+use tidegate_types::{Seconds, Targets, TightestTargets, Tokens};
 
 /// The account on atomics whose interleavings shuttle explores.
 type Account = AnyAccount<AtomicU64>;

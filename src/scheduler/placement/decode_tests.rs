@@ -1,11 +1,10 @@
 //! Tests of the decode backend for a prefilled request.
 
 use super::*;
-use crate::inflight::TightestTargets;
 use crate::placement::fixture::{Engines, decode_request, idle, prefilling, streaming};
 use tidegate_types::Role::{Decode, Draining, Mixed, Prefill};
 use tidegate_types::Tokens;
-use tidegate_types::{ClassKind, GroupId, Slo, Targets};
+use tidegate_types::{ClassKind, GroupId, Slo, Targets, TightestTargets};
 
 fn placed(request: &DecodeRequest, loads: &[Load]) -> Option<u16> {
     let engines = Engines::new(loads.to_vec());

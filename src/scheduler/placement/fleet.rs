@@ -2,10 +2,9 @@
 //! simulator on plain structs.
 
 use crate::cost::{DecodeModel, Matches, PrefillModel, TransferModel};
-use crate::inflight::TightestTargets;
 use crate::placement::{Params, PrefillRequest};
 use crate::tuning::{BATCH_SHARE, HEADROOM};
-use tidegate_types::{BackendId, GroupId, PoolId, Role, Seconds, Targets, Tokens};
+use tidegate_types::{BackendId, GroupId, PoolId, Role, Seconds, Targets, TightestTargets, Tokens};
 
 /// State of one backend at one moment.
 #[derive(Clone, Copy, Debug)]

@@ -1,11 +1,10 @@
 //! Tests of the route of one request.
 
 use super::*;
-use crate::inflight::TightestTargets;
 use crate::placement::fixture::{Engines, idle, job, prefilling, streaming};
 use proptest::prelude::*;
 use tidegate_types::Role::{Decode, Draining, Mixed, Prefill};
-use tidegate_types::{ClassKind, Slo, Targets};
+use tidegate_types::{ClassKind, Slo, Targets, TightestTargets};
 
 const NOW: Moment = Moment::START;
 

@@ -20,6 +20,7 @@ pub struct EndedView {
     model: Option<String>,
     endpoint: &'static str,
     tenant: String,
+    class: String,
     /// Always `ended`.
     stage: &'static str,
     ended: &'static str,
@@ -57,8 +58,8 @@ struct Phase {
 
 #[derive(Serialize)]
 struct Targets {
-    ttft_seconds: f64,
-    tpot_seconds: f64,
+    ttft_seconds: Option<f64>,
+    tpot_seconds: Option<f64>,
     itl_seconds: Option<f64>,
 }
 
@@ -115,6 +116,11 @@ pub fn find(proxy: &Proxy, id: &str) -> Option<EndedView> {
     proxy.recent.find(id).map(|ended| view(proxy, &ended))
 }
 
+/// Returns a target in seconds; `None` for batch work, which has none.
+fn finite(target: Seconds) -> Option<f64> {
+    Some(target.get()).filter(|seconds| seconds.is_finite())
+}
+
 fn view(proxy: &Proxy, of: &RecentRequest) -> EndedView {
     let slo = of.live.targets.slo;
     let name = |name: &Option<Arc<str>>| name.as_deref().map(str::to_owned);
@@ -127,6 +133,7 @@ fn view(proxy: &Proxy, of: &RecentRequest) -> EndedView {
         model: of.live.model.as_deref().map(str::to_owned),
         endpoint: of.endpoint,
         tenant: of.tenant.to_string(),
+        class: of.class.to_string(),
         stage: "ended",
         ended: of.ended.as_str(),
         status: of.status,
@@ -141,8 +148,8 @@ fn view(proxy: &Proxy, of: &RecentRequest) -> EndedView {
         backend: name(&of.decode_on),
         phases,
         targets: Targets {
-            ttft_seconds: slo.ttft.get(),
-            tpot_seconds: slo.tpot.get(),
+            ttft_seconds: finite(slo.ttft),
+            tpot_seconds: finite(slo.tpot),
             itl_seconds: slo.itl.map(Seconds::get),
         },
         predicted: Numbers {
