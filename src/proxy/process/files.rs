@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::control::KnownModel;
 use crate::control::operator_roles::OperatorRoles;
 use crate::dispatch::settings_in_force::Secrets;
-use crate::process::gateways::{GatewayToken, Tokens};
+use crate::process::gateways::{GatewayToken, TokenPair};
 use crate::runtime::reloadable::{Refresh, Reloadable};
 use crate::tls::ServerTls;
 use crate::upstream::EngineTls;
@@ -265,8 +265,8 @@ fn gateways(settings: &Settings, found: &mut LoadedFiles) -> GatewayFiles {
 fn gateway_token(path: PathBuf, found: &mut LoadedFiles) -> Option<GatewayToken> {
     let setting = "gateways.token_file";
     let files = vec![path.clone()];
-    let load = move |before: Option<&Tokens>| {
-        Ok::<_, FileProblem>(Tokens::new(secret(&path)?, before, Instant::now()))
+    let load = move |before: Option<&TokenPair>| {
+        Ok::<_, FileProblem>(TokenPair::new(secret(&path)?, before, Instant::now()))
     };
     let token = Reloadable::load(setting.to_owned(), files, Box::new(load));
     let token = Arc::new(found.take(setting, token)?);

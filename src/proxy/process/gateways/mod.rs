@@ -20,7 +20,7 @@ use std::time::Duration;
 pub use exchange::{ExchangeParts, LoadExchange};
 pub use peers::GatewayList;
 pub use server::{CONNECTIONS_MAX, LoadServer};
-pub use token::{GatewayToken, Tokens};
+pub use token::{GatewayToken, TokenPair};
 
 /// Path of the stream of loads.
 const LOADS_PATH: &str = "/v1/gateway/loads";

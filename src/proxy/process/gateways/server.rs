@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 
 use super::exchange::LoadExchange;
 use super::lines::{LineReader, Lines, line, lines};
-use super::token::Tokens;
+use super::token::TokenPair;
 use super::{IDENTITY, LOADS_PATH, PING, STATUS_PATH};
 use crate::listener::client_socket::ClientSocket;
 use crate::listener::front::{App, ConnectedClient, is_on};
@@ -151,7 +151,7 @@ fn identity_in(headers: &HeaderMap) -> Option<String> {
 }
 
 /// Returns whether the request has the token, if one is required.
-fn has_token(headers: &HeaderMap, tokens: Option<Arc<Tokens>>) -> bool {
+fn has_token(headers: &HeaderMap, tokens: Option<Arc<TokenPair>>) -> bool {
     let Some(tokens) = tokens else { return true };
     let offered = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
     let offered = offered.strip_prefix(b"Bearer ").unwrap_or_default();

@@ -15,24 +15,24 @@ use crate::runtime::reloadable::Reloadable;
 const KEPT: Duration = Duration::from_secs(180);
 
 /// The token and its file.
-pub type GatewayToken = Arc<Reloadable<Tokens, FileProblem>>;
+pub type GatewayToken = Arc<Reloadable<TokenPair, FileProblem>>;
 
 /// The token in force, and the one before it.
-pub struct Tokens {
+pub struct TokenPair {
     current: String,
     /// The previous token, and when it ends.
     previous: Option<(String, Instant)>,
 }
 
-impl Tokens {
+impl TokenPair {
     /// A token that was read at `now`, after `before`.
-    pub fn new(token: String, before: Option<&Tokens>, now: Instant) -> Tokens {
+    pub fn new(token: String, before: Option<&TokenPair>, now: Instant) -> TokenPair {
         let previous = match before {
             Some(before) if before.current != token => Some((before.current.clone(), now + KEPT)),
             Some(before) => before.previous.clone(),
             None => None,
         };
-        Tokens { current: token, previous }
+        TokenPair { current: token, previous }
     }
 
     /// The token in force.
@@ -61,13 +61,13 @@ mod tests {
     fn the_previous_token_counts_for_three_minutes() {
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
-        let first = Tokens::new("first".to_owned(), None, at(0));
+        let first = TokenPair::new("first".to_owned(), None, at(0));
         assert!(first.accept(b"first", at(0)) && !first.accept(b"second", at(0)));
         assert!(!first.accept(b"", at(0)));
         assert_eq!(first.previous(at(0)), None);
-        let second = Tokens::new("second".to_owned(), Some(&first), at(10));
+        let second = TokenPair::new("second".to_owned(), Some(&first), at(10));
         // A forced reload of an unchanged file changes nothing.
-        let second = Tokens::new("second".to_owned(), Some(&second), at(100));
+        let second = TokenPair::new("second".to_owned(), Some(&second), at(100));
         assert_eq!(second.current(), "second");
         for (seconds, is_accepted) in [(10, true), (189, true), (190, false)] {
             assert!(second.accept(b"second", at(seconds)));
