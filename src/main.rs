@@ -29,6 +29,7 @@ mod what_if;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

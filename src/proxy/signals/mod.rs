@@ -4,13 +4,15 @@
 //!
 //! - [`kv_events`]: an engine's KV cache events into the prefix index
 //! - [`scrape`]: each engine's metrics and the alerts derived from them
-//! - [`gpu`], [`nvml`]: GPUs of this machine
+//! - `gpu`, `nvml`: GPUs of this machine; cargo feature `gpu`
 //! - [`hit_rate`]: accuracy of predicted cached tokens
 //! - [`zmq`]: the two sockets of KV events
 
+#[cfg(feature = "gpu")]
 mod gpu;
 mod hit_rate;
 mod kv_events;
+#[cfg(feature = "gpu")]
 mod nvml;
 mod scrape;
 mod zmq;
@@ -198,11 +200,27 @@ fn all_vllm(settings: &Settings) -> bool {
 
 /// Starts the tasks that read signals; they run while the runtime lives.
 pub fn spawn(host: &Arc<dyn SignalHost>) {
+    read_gpus(host);
+    for backend in host.fleet().backends().iter() {
+        follow(host, backend);
+    }
+}
+
+/// Starts the readings of this machine's GPUs.
+#[cfg(feature = "gpu")]
+fn read_gpus(host: &Arc<dyn SignalHost>) {
     if host.signals().gpu > Seconds::ZERO {
         tokio::spawn(gpu::run(Arc::clone(host), host.signals().gpu));
     }
-    for backend in host.fleet().backends().iter() {
-        follow(host, backend);
+}
+
+/// Warns where the settings expect readings that this build does not make.
+#[cfg(not(feature = "gpu"))]
+fn read_gpus(host: &Arc<dyn SignalHost>) {
+    let signals = host.signals();
+    let named = signals.backends.load().iter().any(|signals| !signals.gpus.is_empty());
+    if signals.gpu > Seconds::ZERO && named {
+        tracing::warn!("backends list `gpus`, but this tidegate is built without the feature `gpu`");
     }
 }
 
