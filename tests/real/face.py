@@ -5,7 +5,7 @@ check.py. Exits 1 at the first check that fails.
 """
 import argparse, contextlib, json, pathlib, signal, subprocess, tempfile, time
 
-from check import ADMIN, DATA, FIRST, HOST, ask, check, counters, exchange, request, settled
+from check import ADMIN, DATA, FIRST, HOST, ask, check, counters, exchange, request, settled, text_of
 
 URLS = [f"http://{HOST}:{FIRST + engine}" for engine in range(2)]
 ADDRESSES = ["--listen", f"{HOST}:{DATA}", "--admin", f"{HOST}:{ADMIN}"]
@@ -26,8 +26,9 @@ def doctor(args):
     """Every check is ok on two equal engines; trial hand-offs move tokens both ways; another tokenizer is an error."""
     before = [counters(engine)["bytes pulled"] for engine in range(2)]
     report = json.loads(run(args, "doctor", *URLS, "--tokenizer", args.tokenizer, "--json"))
-    bad = [each for each in report["findings"] if each["level"] != "ok"]
-    check(f"doctor: {len(report['findings'])} lines, none a warning or an error", not bad, str(bad))
+    # The limit of open files is this machine's.
+    bad = [each for each in report["findings"] if each["level"] != "ok" and each["check"] != "open files"]
+    check(f"doctor: {len(report['findings'])} lines, none on the engines a warning or an error", not bad, str(bad))
     compared = findings(report, "tokenizer")
     check("doctor: the tokenizer equals /tokenize of both engines on 10 samples", len(compared) == 2 and all("10 samples" in each["detail"] for each in compared), str(compared))
     trials = findings(report, "hand-off")
@@ -78,13 +79,16 @@ def serving(args, *more):
         print(f"the proxy's log: {log.name}", flush=True)
 
 
-def send(seed):
-    """One streamed chat; returns its request id and the prompt tokens that the engine counted."""
-    path, body = request("chat", seed, True)
+def send(kind, seed):
+    """One streamed request without usage, so that tidegate shows its own count; then an engine alone is asked for its usage,
+    which tidegate does not see. Returns the first one's request id, its text, and the prompt tokens of the engine."""
+    path, body = request(kind, seed, True)
+    usage = body.pop("stream_options")
     status, headers, raw = exchange(DATA, "POST", path, body)
     check(f"serve: {seed.split(' ')[0]} is answered", status == 200 and "data: [DONE]" in raw, raw[:200] if status != 200 else "")
-    usage = [json.loads(line[6:])["usage"] for line in raw.splitlines() if line.startswith("data: {") and '"usage":{' in line]
-    return headers["x-request-id"], usage[-1]["prompt_tokens"]
+    _, _, counted = exchange(FIRST, "POST", path, {**body, "stream_options": usage, "max_tokens": 1})
+    chunks = [json.loads(line[6:]) for line in counted.splitlines() if line.startswith("data: {")]
+    return headers["x-request-id"], text_of(kind, True, raw)[0], next(chunk["usage"]["prompt_tokens"] for chunk in chunks if chunk.get("usage"))
 
 
 def explain(args, id, counted):
@@ -111,7 +115,7 @@ def calibrates(args):
     """Without a tokenizer, /tokenize of the real engines corrects the estimate."""
     estimates = []
     for n in range(60):
-        id, counted = send(f"estimate {n} {time.time()}")
+        id, _, counted = send("chat", f"estimate {n} {time.time()}")
         told = json.loads(exchange(ADMIN, "GET", f"/v1/requests/{id}")[2])
         check("the prompt is estimated", not told["prompt_exact"]) if n == 0 else None
         estimates.append(told["prompt_tokens"] / counted)
@@ -133,9 +137,10 @@ def main():
     doctor(args)
     init(args)
     with serving(args, "--tokenizer", args.tokenizer):
-        for n in range(4):
-            id, counted = send(f"served {n} {time.time()}")
-        explain(args, id, counted)
+        # The random model says special tokens only to chats, which are no text.
+        served = [send("completions", f"served {n} {time.time()}") for n in range(4)]
+        check("serve: answers have text", all(text for _, text, _ in served))
+        explain(args, served[-1][0], served[-1][2])
         top(args)
         settled()
     with serving(args):
