@@ -217,6 +217,7 @@ async fn pods(settings: &Settings, report: &mut DoctorReport) -> Vec<BackendSett
 
 fn uses_kubernetes(settings: &Settings) -> bool {
     settings.kubernetes != KubernetesSettings::default()
+        || settings.sidecar.as_ref().is_some_and(|sidecar| sidecar.inference_pool.is_some())
         || settings.gateways.kubernetes.is_some()
         || settings.sources.iter().any(|source| source.kubernetes.is_some())
 }

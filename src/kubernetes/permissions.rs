@@ -12,6 +12,9 @@ use crate::api::{self, KubeApiError};
 /// Path of a review of the caller's own permissions; every authenticated account may create one.
 const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 
+/// Verbs of a list and its watch.
+const FOLLOW: &[&str] = &["list", "watch"];
+
 /// Verbs on one resource of one namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NeededPermission {
@@ -72,14 +75,17 @@ pub fn needed(settings: &Settings, access: &Access) -> Vec<NeededPermission> {
     let mut all = Vec::new();
     let own =
         |namespace: &Option<String>| namespace.clone().unwrap_or_else(|| access.namespace.clone());
+    let pool = settings.sidecar.as_ref().and_then(|sidecar| sidecar.inference_pool.as_ref());
+    if let Some(pool) = pool {
+        let (given, _) = pool.split_once('/').unzip();
+        pods_of_pool(&mut all, given.unwrap_or(&access.namespace));
+    }
     for pods in settings.sources.iter().filter_map(|source| source.kubernetes.as_ref()) {
         let namespace = own(&pods.namespace);
-        if pods.inference_pool.is_some() {
-            let group = "inference.networking.k8s.io";
-            let verbs = ["list", "watch"];
-            add(&mut all, NeededPermission::new(group, "inferencepools", &namespace, &verbs));
+        match pods.inference_pool {
+            Some(_) => pods_of_pool(&mut all, &namespace),
+            None => add(&mut all, NeededPermission::new("", "pods", &namespace, FOLLOW)),
         }
-        add(&mut all, NeededPermission::new("", "pods", &namespace, &["list", "watch"]));
     }
     if let Some(labels) = &settings.kubernetes.role_labels {
         let namespace = own(&labels.namespace);
@@ -101,6 +107,13 @@ pub fn needed(settings: &Settings, access: &Access) -> Vec<NeededPermission> {
         add(&mut all, of(&["create"]));
     }
     all
+}
+
+/// Adds the InferencePools of a namespace and their pods.
+fn pods_of_pool(all: &mut Vec<NeededPermission>, namespace: &str) {
+    let group = "inference.networking.k8s.io";
+    add(all, NeededPermission::new(group, "inferencepools", namespace, FOLLOW));
+    add(all, NeededPermission::new("", "pods", namespace, FOLLOW));
 }
 
 /// Adds verbs to the entry of the same objects, or a new entry.
@@ -181,6 +194,10 @@ mod tests {
         let engine = "[[backends]]\nname = \"a\"\nurl = \"http://a:1\"\n";
         assert_eq!(of(&format!("{API}{engine}")), []);
         let pods = format!("{API}[[backends]]\nname = \"p\"\n[backends.kubernetes]\n");
+        let pool = format!("{pods}namespace = \"other\"\ninference_pool = \"q\"\n");
+        let expected = ["inferencepools in other", "pods in other"];
+        let expected = expected.map(|objects| (objects.to_owned(), vec!["list", "watch"]));
+        assert_eq!(of(&pool), expected);
         assert_eq!(of(&pods), [("pods in llm".to_owned(), vec!["list", "watch"])]);
         let lease = format!("{API}[gateways.kubernetes]\nlease = \"tide\"\n{engine}");
         let expected = [
