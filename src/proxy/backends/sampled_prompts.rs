@@ -66,8 +66,11 @@ impl SampledPrompts {
         if calibrations.get(model).is_some_and(Calibration::is_settled) {
             return;
         }
-        let Some(body) = tokenize_body(accepted, body) else { return };
-        if self.is_wanted.swap(false, Relaxed) {
+        // One prompt is looked at each time, also one that cannot be counted.
+        if !self.is_wanted.swap(false, Relaxed) {
+            return;
+        }
+        if let Some(body) = tokenize_body(accepted, body) {
             let prompt = SampledPrompt { model: Arc::clone(model), body: body.into(), features };
             // The channel holds the prompt before it: the task takes one at a time.
             self.sender.try_send(prompt).ok();
