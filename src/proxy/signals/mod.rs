@@ -220,7 +220,9 @@ fn read_gpus(host: &Arc<dyn SignalHost>) {
     let signals = host.signals();
     let named = signals.backends.load().iter().any(|signals| !signals.gpus.is_empty());
     if signals.gpu > Seconds::ZERO && named {
-        tracing::warn!("backends list `gpus`, but this tidegate is built without the feature `gpu`");
+        tracing::warn!(
+            "backends list `gpus`, but this tidegate is built without the feature `gpu`"
+        );
     }
 }
 
