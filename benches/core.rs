@@ -148,11 +148,11 @@ fn planning(c: &mut Criterion) {
             colocates: true,
         });
         let demand = GroupDemand {
-            group: GroupId(0),
             arrived_requests: 5.0,
             arrived_prefill: Seconds(0.4 * f64::from(count) / 8.0),
             arrived_output: 4000.0,
             arrived_kv: 5000.0,
+            ..GroupDemand::none(GroupId(0))
         };
         let seen = Observation { backends: backends.collect(), groups: vec![demand] };
         let params = tidegate_scheduler::planner::Params::default();

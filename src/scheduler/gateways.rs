@@ -154,6 +154,7 @@ impl ModelArrivals {
             prefill: Seconds(self.prefill_nanos as f64 / 1e9),
             prompt: Tokens(self.prompt_tokens),
             output: Tokens(self.output_tokens),
+            ..ArrivalTotals::default()
         }
     }
 

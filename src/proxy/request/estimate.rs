@@ -35,6 +35,10 @@ pub fn job(
     if !targets.is_batch() {
         proxy.reaction.arrived(arrived);
         entry.demand.arrivals.count(work, prompt, expected_output);
+        let default = &settings.placement.slo;
+        if targets.slo != *default {
+            entry.demand.arrivals.count_targets(&targets.slo, default, expected_output);
+        }
         if work >= settings.placement.prefill_backlog_max {
             // The prefill alone exceeds an engine's prefill backlog bound: the planner runs at once.
             proxy.surge.notify_one();

@@ -4,7 +4,7 @@ use crate::planner::GroupDemand;
 use crate::shared_u64::SharedU64;
 use std::ops::Add;
 use std::sync::atomic::AtomicU64;
-use tidegate_types::{Seconds, Tokens};
+use tidegate_types::{Seconds, Slo, Tokens};
 
 /// Counters of a pool's arrivals; monotonic.
 #[derive(Debug, Default)]
@@ -13,6 +13,9 @@ pub struct ArrivalCounters<W = AtomicU64> {
     prefill_nanos: W,
     prompt_tokens: W,
     output_tokens: W,
+    /// Two's complement; see [`ArrivalTotals`].
+    ttft_excess_nanos: W,
+    tpot_excess_nanos: W,
 }
 
 /// A reading of [`ArrivalCounters`].
@@ -26,6 +29,10 @@ pub struct ArrivalTotals {
     pub prompt: Tokens,
     /// Their expected output tokens.
     pub output: Tokens,
+    /// Sum of their TTFT targets less the default target each; differences of two readings wrap.
+    pub ttft_excess_nanos: i64,
+    /// The same of their TPOT targets, times their expected output tokens.
+    pub tpot_excess_nanos: i64,
 }
 
 impl Add for ArrivalTotals {
@@ -37,6 +44,8 @@ impl Add for ArrivalTotals {
             prefill: self.prefill + other.prefill,
             prompt: self.prompt + other.prompt,
             output: self.output + other.output,
+            ttft_excess_nanos: self.ttft_excess_nanos.wrapping_add(other.ttft_excess_nanos),
+            tpot_excess_nanos: self.tpot_excess_nanos.wrapping_add(other.tpot_excess_nanos),
         }
     }
 }
@@ -50,7 +59,16 @@ impl<W: SharedU64> ArrivalCounters<W> {
         self.output_tokens.fetch_add(output.get());
     }
 
-    /// Counts several requests at once, as another gateway reports them.
+    /// Counts the targets of a request with this expected output, where they differ from `default`.
+    pub fn count_targets(&self, targets: &Slo, default: &Slo, output: Tokens) {
+        let excess = |own: Seconds, default: Seconds| ((own - default).get() * 1e9).round() as i64;
+        let ttft = excess(targets.ttft, default.ttft);
+        let tpot = excess(targets.tpot, default.tpot).wrapping_mul(output.get() as i64);
+        self.ttft_excess_nanos.fetch_add(ttft as u64);
+        self.tpot_excess_nanos.fetch_add(tpot as u64);
+    }
+
+    /// Counts several requests at once, as another gateway reports them: with the default targets.
     pub fn count_all(&self, arrived: &ArrivalTotals) {
         self.requests.fetch_add(arrived.requests);
         self.prefill_nanos.fetch_add((arrived.prefill.get() * 1e9) as u64);
@@ -65,6 +83,8 @@ impl<W: SharedU64> ArrivalCounters<W> {
             prefill: Seconds(self.prefill_nanos.load_relaxed() as f64 / 1e9),
             prompt: Tokens(self.prompt_tokens.load_relaxed()),
             output: Tokens(self.output_tokens.load_relaxed()),
+            ttft_excess_nanos: self.ttft_excess_nanos.load_relaxed() as i64,
+            tpot_excess_nanos: self.tpot_excess_nanos.load_relaxed() as i64,
         }
     }
 }
@@ -81,6 +101,9 @@ impl GroupDemand {
         self.arrived_prefill += (now.prefill - before.prefill) * share;
         self.arrived_output += output;
         self.arrived_kv += prompt + output / 2.0;
+        let excess = |now: i64, before: i64| now.wrapping_sub(before) as f64 / 1e9 * share;
+        self.ttft_excess += excess(now.ttft_excess_nanos, before.ttft_excess_nanos);
+        self.tpot_excess += excess(now.tpot_excess_nanos, before.tpot_excess_nanos);
     }
 }
 

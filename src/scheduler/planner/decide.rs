@@ -210,9 +210,10 @@ impl Draft<'_> {
         }
         let in_prefill: Vec<bool> = healthy.iter().map(|b| role(b) == Role::Prefill).collect();
         let memory = &mut self.state.groups[group];
-        let stream_capacity = stream_capacities(self.params, &memory.demand, healthy);
-        let loads = GroupLoad::of(self.params, &memory.demand, healthy);
-        let tick = tick(self.params, &memory.demand, healthy, &in_prefill, demand, elapsed);
+        let params = &self.params.with_targets_of(&memory.demand);
+        let stream_capacity = stream_capacities(params, &memory.demand, healthy);
+        let loads = GroupLoad::of(params, &memory.demand, healthy);
+        let tick = tick(params, &memory.demand, healthy, &in_prefill, demand, elapsed);
         let switches = tick.switch.is_some();
         let advice = memory.counterfactual.follow(tick, prefills);
         let (from, to, cause) = match advice.prefills.cmp(&prefills) {

@@ -105,6 +105,8 @@ impl Group {
         sum.arrived_prefill += demand.arrived_prefill;
         sum.arrived_output += demand.arrived_output;
         sum.arrived_kv += demand.arrived_kv;
+        sum.ttft_excess += demand.ttft_excess;
+        sum.tpot_excess += demand.tpot_excess;
     }
 
     /// Starts the other half of the window.
@@ -128,6 +130,7 @@ impl Group {
             self.wanted = None;
             return;
         }
+        let params = &params.with_targets_of(&self.average);
         let stream_capacity = stream_capacities(params, &self.average, healthy);
         let stream_capacity = stream_capacity.iter().sum::<f64>() / stream_capacity.len() as f64;
         let mixed = healthy.iter().all(|engine| is_mixed(engine));

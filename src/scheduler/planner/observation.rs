@@ -2,6 +2,8 @@
 //! run.
 
 use crate::cost::{DecodeModel, PrefillModel};
+#[cfg(doc)]
+use crate::planner::Params;
 use serde::{Deserialize, Serialize};
 use tidegate_types::{BackendId, GroupId, Role, RoleCapability, RoleSet, Seconds, Tokens};
 
@@ -67,6 +69,12 @@ pub struct GroupDemand {
     /// Sum over the requests of the mean KV tokens of the stream: prompt and half of the output.
     #[serde(default)]
     pub arrived_kv: f64,
+    /// Sum over the requests of their TTFT target less that of [`Params`], in seconds.
+    #[serde(default)]
+    pub ttft_excess: f64,
+    /// The same of their TPOT targets, times their expected output tokens.
+    #[serde(default)]
+    pub tpot_excess: f64,
 }
 
 impl GroupDemand {
@@ -78,6 +86,8 @@ impl GroupDemand {
             arrived_prefill: Seconds::ZERO,
             arrived_output: 0.0,
             arrived_kv: 0.0,
+            ttft_excess: 0.0,
+            tpot_excess: 0.0,
         }
     }
 }

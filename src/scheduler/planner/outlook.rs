@@ -65,7 +65,7 @@ impl State {
                 request_rate: demand.request_rate(),
                 prefill_load_engines: demand.prefill_load(),
                 output_rate: demand.output_rate(),
-                expected_streams: demand.output_rate() * slo.tpot.get(),
+                expected_streams: demand.output_rate() * demand.targets(slo).tpot.get(),
                 mean_output_tokens: demand.mean_output(),
                 mean_prefill_seconds: Seconds(demand.mean_work()),
                 engines_wanted: wanted.of(GroupId(slot as u16)),

@@ -1,6 +1,7 @@
 //! Parameters of the planner: the targets and what an operator may set. Constants are in
 //! [`tuning`](crate::tuning).
 
+use crate::planner::demand::DemandAverage;
 use crate::tuning::{DEMAND_WINDOW, SWITCH};
 use serde::{Deserialize, Deserializer, Serialize};
 use tidegate_types::{Seconds, Slo, Tokens};
@@ -8,7 +9,7 @@ use tidegate_types::{Seconds, Slo, Tokens};
 /// The planner's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Params {
-    /// The TTFT and TPOT targets.
+    /// The TTFT and TPOT targets of requests without a service class.
     pub slo: Slo,
     /// Time constant of the demand average. Default [`DEMAND_WINDOW`].
     pub demand_window: Seconds,
@@ -22,6 +23,13 @@ pub struct Params {
     /// Duration of an engine's own role switch once it is idle (`DrainThenCall`). Default
     /// [`SWITCH`].
     pub switch: Seconds,
+}
+
+impl Params {
+    /// Returns the parameters with the mean targets of a group's demand.
+    pub(super) fn with_targets_of(&self, demand: &DemandAverage) -> Params {
+        Params { slo: demand.targets(&self.slo), ..*self }
+    }
 }
 
 impl Default for Params {
