@@ -370,8 +370,8 @@ impl Fleet for View<'_> {
 impl Accounts for View<'_> {
     type Counter = LocalU64;
 
-    fn account(&self, on: BackendId) -> Arc<Account<LocalU64>> {
-        Arc::clone(&self.fleet_state.engines[on.index()].account)
+    fn account(&self, on: BackendId) -> &Arc<Account<LocalU64>> {
+        &self.fleet_state.engines[on.index()].account
     }
 
     fn predicted_hit(&self, job: &PrefillRequest, on: BackendId) -> Tokens {

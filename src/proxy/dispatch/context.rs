@@ -135,6 +135,7 @@ impl Proxy {
     ) -> PlacementView<'a> {
         PlacementView {
             fleet: &self.fleet,
+            backends: self.fleet.backends(),
             table,
             known,
             block: self.prefix_block,

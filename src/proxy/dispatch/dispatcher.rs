@@ -115,10 +115,10 @@ impl Dispatcher {
             match outcome {
                 DispatchOutcome::Reserved(job, leg) => {
                     answered.push(job.id);
-                    reply(replies, job.id, Ok(placed(proxy, began, job, leg)));
+                    reply(replies, job.id, Ok(placed(proxy, &view, job, leg)));
                 }
                 DispatchOutcome::Decoding(leg, on, stream) => {
-                    let reservation = decoding(proxy, began, leg.arrived, on, stream);
+                    let reservation = decoding(proxy, &view, leg.arrived, on, stream);
                     reply(decode_replies, leg.request.id, Ok(reservation));
                 }
                 DispatchOutcome::Refused(id, refusal) => {

@@ -11,7 +11,7 @@ use tidegate_scheduler::placement::{DecodeRequest, Params, PrefillRequest};
 use tidegate_scheduler::tuning::BATCH_SHARE;
 use tidegate_types::{BackendId, Moment};
 
-use crate::backends::fleet::KnownPrefixes;
+use crate::backends::fleet::{KnownPrefixes, PlacementView};
 use crate::dispatch::context::Proxy;
 use crate::dispatch::reservation::{Reservation, ReservedLeg};
 use crate::dispatch::settings_in_force::SettingsInForce;
@@ -76,23 +76,22 @@ pub fn try_place(
     let view = proxy.view(&table, known);
     match dispatch::try_place(params, view.now, job, &view) {
         dispatch::PlaceResult::Reserved(leg) => {
-            PlaceOutcome::Placed(placed(proxy, view.now, job, leg))
+            PlaceOutcome::Placed(placed(proxy, &view, job, leg))
         }
         dispatch::PlaceResult::Wait => PlaceOutcome::Wait,
         dispatch::PlaceResult::Unroutable => PlaceOutcome::Unroutable,
     }
 }
 
-/// Binds a leg's charges, made by a pass that began at `began`, to its backend and the dispatcher's
-/// signal.
+/// Binds a leg's charges, made by a pass over `view`, to its backend and the dispatcher's signal.
 pub fn placed(
     proxy: &Proxy,
-    began: Moment,
+    view: &PlacementView<'_>,
     job: &PrefillRequest,
     leg: LegReservation,
 ) -> ReservedLeg {
-    record_reaction(proxy, job.arrived, began);
-    let backend = Arc::clone(&proxy.fleet.backend(leg.on));
+    record_reaction(proxy, job.arrived, view.now);
+    let backend = Arc::clone(view.backend(leg.on));
     let whole = leg.stream.is_some();
     let signal = Arc::clone(proxy.queue.signal());
     let mut reservation = Reservation::new(backend, Some(leg.prefill), leg.stream, signal);
@@ -131,20 +130,20 @@ pub fn try_place_decode(
     let table = proxy.fleet.table();
     let view = proxy.view(&table, KnownPrefixes::One(Matches::NONE));
     let (on, stream) = dispatch::try_place_decode(params, request, &view)?;
-    Some(decoding(proxy, view.now, arrived, on, stream))
+    Some(decoding(proxy, &view, arrived, on, stream))
 }
 
-/// Binds a decode leg's charge, made by a pass that began at `began`, to its backend and the
-/// dispatcher's signal. The leg arrived at `arrived`.
+/// Binds a decode leg's charge, made by a pass over `view`, to its backend and the dispatcher's
+/// signal. The leg arrived at `arrived`.
 pub fn decoding(
     proxy: &Proxy,
-    began: Moment,
+    view: &PlacementView<'_>,
     arrived: Moment,
     on: BackendId,
     stream: StreamCharge,
 ) -> Reservation {
-    record_reaction(proxy, arrived, began);
-    let backend = Arc::clone(&proxy.fleet.backend(on));
+    record_reaction(proxy, arrived, view.now);
+    let backend = Arc::clone(view.backend(on));
     Reservation::new(backend, None, Some(stream), Arc::clone(proxy.queue.signal()))
 }
 

@@ -66,8 +66,12 @@ pub fn job(
 
 /// Returns the largest number of prompt tokens that a backend has cached.
 fn most_cached(proxy: &Proxy, matches: &Matches) -> Tokens {
+    let backends = proxy.fleet.backends();
     let real = |(holder, blocks): &(BackendId, u32)| {
-        proxy.fleet.real_hit(*holder, Tokens(u64::from(*blocks) * proxy.prefix_block.get()))
+        proxy.fleet.real_hit(
+            &backends[holder.index()],
+            Tokens(u64::from(*blocks) * proxy.prefix_block.get()),
+        )
     };
     matches.entries().iter().map(real).max().unwrap_or(Tokens::ZERO)
 }

@@ -341,7 +341,7 @@ impl Metrics {
             }
             gauges.usable.set(f64::from(u8::from(backend.health.is_usable())));
             gauges.prefill_seconds.set(entry.prefill.batch(balance.prefill).get());
-            gauges.hit_share.set(fleet.hit_share(backend.id));
+            gauges.hit_share.set(fleet.hit_share(backend));
             gauges.prefill_tokens.set(balance.prefill_tokens.as_f64());
             gauges.streams.set(f64::from(balance.streams));
             gauges.kv_tokens.set(balance.kv.as_f64());

@@ -49,8 +49,6 @@ proptest! {
         }
     }
 
-    /// With a knee above a hundred streams, few of these draws lie beyond it, and one regression in a
-    /// thousand treats them as outliers until it has more observations.
     #[test]
     fn a_decode_regression_predicts_within_a_tenth_despite_outliers(
         draws in draws(),

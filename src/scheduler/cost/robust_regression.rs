@@ -45,6 +45,7 @@ pub(super) struct RobustRegression<const D: usize> {
 struct Row<const D: usize> {
     features: [f64; D],
     target: f64,
+    class: usize,
     /// Number of observations before this one.
     number: u64,
 }
@@ -82,11 +83,12 @@ impl<const D: usize> RobustRegression<D> {
         if !sane || features.iter().any(|f| !f.is_finite() || *f < 0.0) {
             return;
         }
-        let rows = &mut self.rows[class.min(CLASSES - 1)];
+        let class = class.min(CLASSES - 1);
+        let rows = &mut self.rows[class];
         if rows.len() == CLASS_ROWS_MAX {
             rows.remove(0);
         }
-        rows.push(Row { features, target, number: self.seen });
+        rows.push(Row { features, target, class, number: self.seen });
         self.seen += 1;
         let every = (self.seen / REFIT_EACH_BELOW).clamp(1, REFIT_EVERY_MAX);
         if self.seen.is_multiple_of(every) {
@@ -149,15 +151,22 @@ fn median(mut values: Vec<(f64, f64)>) -> f64 {
 /// the others count by relative error.
 fn normal<const D: usize>(rows: &[(Row<D>, f64)], fit: &[f64; D], start: &[f64; D]) -> Normal<D> {
     let residual = |row: &Row<D>| row.target / predict(fit, &row.features) - 1.0;
-    let held = std::iter::once((0.0, HELD_WEIGHT));
-    let spread = rows.iter().map(|(row, weight)| (residual(row).abs(), *weight)).chain(held);
-    let cutoff = BISQUARE * (1.4826 * median(spread.collect())).max(SCALE_MIN);
+    let spread = |class: Option<usize>| {
+        let held = std::iter::once((0.0, HELD_WEIGHT));
+        let rows = rows.iter().filter(|(row, _)| class.is_none_or(|class| row.class == class));
+        let spread = rows.map(|(row, weight)| (residual(row).abs(), *weight)).chain(held);
+        1.4826 * median(spread.collect())
+    };
+    // The greater one: the majority of a class are no outliers, even if the other classes agree.
+    let whole = spread(None).max(SCALE_MIN);
+    let cutoffs: [f64; CLASSES] =
+        std::array::from_fn(|class| BISQUARE * spread(Some(class)).max(whole));
 
     let mut normal = Normal { matrix: [[0.0; D]; D], vector: [0.0; D] };
     let mut unweighted = [0.0; D];
     for (row, recency) in rows {
         let predicted = predict(fit, &row.features);
-        let far = residual(row) / cutoff;
+        let far = residual(row) / cutoffs[row.class];
         let weight = recency * (1.0 - far * far).max(0.0).powi(2);
         let scaled = row.features.map(|f| f / predicted);
         for i in 0..D {
@@ -215,6 +224,19 @@ mod tests {
         }
         let [base, slope] = fit.coefficients();
         assert!((base - 0.01).abs() < 1e-3 && (slope - 0.001).abs() < 1e-5, "{base} {slope}");
+    }
+
+    #[test]
+    fn the_majority_of_a_size_class_are_no_outliers() {
+        let mut fit = RobustRegression::new([0.01, 0.0]);
+        for n in 0..96 {
+            fit.observe(0, [1.0, 0.0], 0.01);
+            if n % 4 == 0 {
+                fit.observe(3, [1.0, 100.0], 0.02);
+            }
+        }
+        let [base, slope] = fit.coefficients();
+        assert!((base - 0.01).abs() < 5e-4 && (slope - 1e-4).abs() < 1e-5, "{base} {slope}");
     }
 
     #[test]

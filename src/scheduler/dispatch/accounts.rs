@@ -14,7 +14,7 @@ pub trait Accounts: Fleet {
     /// Type of the accounts' counters: an atomic, or a cell of one thread.
     type Counter: SharedU64;
     /// The account of a backend.
-    fn account(&self, on: BackendId) -> Arc<Account<Self::Counter>>;
+    fn account(&self, on: BackendId) -> &Arc<Account<Self::Counter>>;
     /// Tokens of a request's prompt that the prefix index predicts to be cached on a backend.
     /// [`Fleet::cached`] is the part of them that is expected to be real.
     fn predicted_hit(&self, job: &PrefillRequest, on: BackendId) -> Tokens;

@@ -90,7 +90,8 @@ pub(super) fn reserve<A: Accounts>(
     let bound =
         BacklogBound { work: params.prefill_backlog_max, tokens: params.step_tokens_max(uncached) };
     // Read before the charge, which is part of the load afterwards.
-    let candidates = fleet.records_candidates().then(|| considered(params, job, fleet, on));
+    let candidates =
+        fleet.records_candidates().then(|| considered(params, job, fleet, (on, &load)));
     let prefill = account.try_charge_prefill(work, uncached, bound)?;
     let stream = match whole {
         true => Some(account.try_open_stream(job.prompt, &job.targets, load.streams_max)?),

@@ -48,8 +48,8 @@ impl<W: SharedU64> Fleet for Engines<W> {
 impl<W: SharedU64> Accounts for Engines<W> {
     type Counter = W;
 
-    fn account(&self, on: BackendId) -> Arc<Account<W>> {
-        Arc::clone(&self.accounts[on.index()])
+    fn account(&self, on: BackendId) -> &Arc<Account<W>> {
+        &self.accounts[on.index()]
     }
 
     fn predicted_hit(&self, _: &PrefillRequest, _: BackendId) -> Tokens {

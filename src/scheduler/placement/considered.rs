@@ -35,23 +35,30 @@ pub struct Considered {
     pub prefill_end: Seconds,
 }
 
-/// Returns the chosen backend `on`, then the others of the pool in the order in which placement
+/// Returns the chosen backend `on`, which has the load `load`, then the others of the pool in the order in which placement
 /// considers them; at most [`CONSIDERED_MAX`].
 pub fn considered(
     params: &Params,
     job: &PrefillRequest,
     fleet: &impl Fleet,
-    on: BackendId,
+    (on, load): (BackendId, &Load),
 ) -> Box<[Considered]> {
     let backends = fleet.pool(job.pool);
     let others = order(backends.len(), job.seed).map(|index| backends[index]);
-    let all = std::iter::once(on).chain(others.filter(move |other| *other != on));
-    all.take(CONSIDERED_MAX).map(|backend| seen(params, job, fleet, backend)).collect()
+    let others = others.filter(|other| *other != on).take(CONSIDERED_MAX - 1);
+    let mut all = Vec::with_capacity(backends.len().min(CONSIDERED_MAX));
+    all.push(seen(params, job, fleet, (on, load)));
+    all.extend(others.map(|other| seen(params, job, fleet, (other, &fleet.load(other)))));
+    all.into_boxed_slice()
 }
 
-fn seen(params: &Params, job: &PrefillRequest, fleet: &impl Fleet, on: BackendId) -> Considered {
-    let load: Load = fleet.load(on);
-    let evaluation = Evaluation::new(params, job, on, &load, fleet.cached(job, on));
+fn seen(
+    params: &Params,
+    job: &PrefillRequest,
+    fleet: &impl Fleet,
+    (on, load): (BackendId, &Load),
+) -> Considered {
+    let evaluation = Evaluation::new(params, job, on, load, fleet.cached(job, on));
     Considered {
         on,
         role: load.role,
@@ -74,7 +81,8 @@ mod tests {
     #[test]
     fn the_chosen_backend_comes_first_and_the_record_is_bounded() {
         let fleet = Engines::new(vec![idle(Role::Prefill); CONSIDERED_MAX + 4]);
-        let seen = considered(&Params::default(), &job(1, 1000), &fleet, BackendId(18));
+        let chosen = (BackendId(18), &fleet.load(BackendId(18)));
+        let seen = considered(&Params::default(), &job(1, 1000), &fleet, chosen);
         assert_eq!(seen.len(), CONSIDERED_MAX);
         assert_eq!(seen[0].on, BackendId(18));
         let mut ids: Vec<u16> = seen.iter().map(|candidate| candidate.on.0).collect();

@@ -28,7 +28,7 @@ use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;
 use tidegate_scheduler::cost::PrefixIndex;
 use tidegate_scheduler::learn::Estimates;
-use tidegate_types::{BackendId, Moment, RequestId, Tokens};
+use tidegate_types::{BackendId, RequestId, Tokens};
 
 use crate::backends::sampled_prompts::SampledPrompts;
 use crate::backends::stored_objects::StoredObjects;
@@ -105,54 +105,25 @@ impl Fleet {
         self.roster.put(backend);
     }
 
-    /// Most streams that may be on a backend at once. During slow start it is a growing share of
-    /// the peers' mean; a backend without peers gets its full number.
-    pub fn streams_max(&self, table: &RoutingTable, id: BackendId, now: Moment) -> u32 {
-        let backends = self.backends();
-        let backend = &backends[id.index()];
-        let share = backend.health.share(now);
-        if share >= 1.0 {
-            return backend.streams_max;
-        }
-        let group = table.entry(id).group;
-        let peers = backends.iter().filter(|peer| {
-            let entry = table.entry(peer.id);
-            peer.id != id
-                && entry.group == group
-                && entry.role.takes_decode()
-                && peer.health.is_usable()
-                && !peer.health.is_suspect(now)
-                && peer.health.share(now) >= 1.0
-        });
-        let (streams, peers) = peers.fold((0, 0), |(streams, peers), peer| {
-            (streams + peer.account.total().streams, peers + 1_u32)
-        });
-        if peers == 0 {
-            return backend.streams_max;
-        }
-        let mean = f64::from(streams) / f64::from(peers);
-        (((mean + 1.0) * share).ceil() as u32).clamp(1, backend.streams_max)
-    }
-
     /// Expected real tokens of a predicted prefix-cache hit: all if the engine publishes KV events,
     /// else the measured share.
-    pub fn real_hit(&self, backend: BackendId, held: Tokens) -> Tokens {
+    pub fn real_hit(&self, backend: &Backend, held: Tokens) -> Tokens {
         Tokens((held.as_f64() * self.hit_share(backend)) as u64)
     }
 
     /// Share of predicted prefix-cache hits that are real on a backend, 0 to 1.
-    pub fn hit_share(&self, backend: BackendId) -> f64 {
-        match self.prefixes.has_kv_events(backend) {
+    pub fn hit_share(&self, backend: &Backend) -> f64 {
+        match self.prefixes.has_kv_events(backend.id) {
             true => 1.0,
-            false => self.backend(backend).hit_share(),
+            false => backend.hit_share(),
         }
     }
 
     /// Source of [`Fleet::hit_share`].
-    pub fn hit_source(&self, backend: BackendId) -> &'static str {
-        match self.prefixes.has_kv_events(backend) {
+    pub fn hit_source(&self, backend: &Backend) -> &'static str {
+        match self.prefixes.has_kv_events(backend.id) {
             true => "events",
-            false => self.backend(backend).hit_source().as_str(),
+            false => backend.hit_source().as_str(),
         }
     }
 

@@ -5,9 +5,9 @@
 use arc_swap::{ArcSwap, Guard};
 use std::ops::Deref;
 use std::sync::Arc;
-use tidegate_types::BackendId;
+use tidegate_types::{BackendId, Moment};
 
-use super::Backend;
+use super::{Backend, RoutingTable};
 
 /// Every backend, by slot. Written by the control loop only.
 pub struct Roster(ArcSwap<Vec<Arc<Backend>>>);
@@ -48,6 +48,36 @@ impl Roster {
         let now = self.0.load();
         let free = |backend: &Arc<Backend>| backend.has_left() && Arc::strong_count(backend) == 1;
         now.iter().position(free).unwrap_or(now.len())
+    }
+}
+
+impl Backends {
+    /// Most streams that may be on a backend at once. During slow start it is a growing share of
+    /// the peers' mean; a backend without peers gets its full number.
+    pub fn streams_max(&self, table: &RoutingTable, id: BackendId, now: Moment) -> u32 {
+        let backend = &self[id.index()];
+        let share = backend.health.share(now);
+        if share >= 1.0 {
+            return backend.streams_max;
+        }
+        let group = table.entry(id).group;
+        let peers = self.iter().filter(|peer| {
+            let entry = table.entry(peer.id);
+            peer.id != id
+                && entry.group == group
+                && entry.role.takes_decode()
+                && peer.health.is_usable()
+                && !peer.health.is_suspect(now)
+                && peer.health.share(now) >= 1.0
+        });
+        let (streams, peers) = peers.fold((0, 0), |(streams, peers), peer| {
+            (streams + peer.account.total().streams, peers + 1_u32)
+        });
+        if peers == 0 {
+            return backend.streams_max;
+        }
+        let mean = f64::from(streams) / f64::from(peers);
+        (((mean + 1.0) * share).ceil() as u32).clamp(1, backend.streams_max)
     }
 }
 

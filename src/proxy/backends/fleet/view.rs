@@ -9,7 +9,7 @@ use tidegate_scheduler::inflight::Account;
 use tidegate_scheduler::placement::{Load, PrefillRequest};
 use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Tokens};
 
-use super::{Fleet, RoutingTable};
+use super::{Backend, Backends, Fleet, RoutingTable};
 
 /// Prefix matches of the requests that are being placed.
 pub enum KnownPrefixes<'a> {
@@ -21,8 +21,11 @@ pub enum KnownPrefixes<'a> {
 
 /// A table and the accounts at one moment.
 pub struct PlacementView<'a> {
-    /// Accounts and health.
+    /// The prefix index.
     pub fleet: &'a Fleet,
+    /// Accounts and health. One snapshot serves the whole placement, which reads each backend
+    /// several times.
+    pub backends: Backends,
     /// Roles, pools and costs.
     pub table: &'a RoutingTable,
     /// Prefix matches of the requests to place.
@@ -36,9 +39,14 @@ pub struct PlacementView<'a> {
 }
 
 impl PlacementView<'_> {
+    /// The backend in a slot.
+    pub fn backend(&self, id: BackendId) -> &Arc<Backend> {
+        &self.backends[id.index()]
+    }
+
     /// Most streams that may be on a backend at once.
     pub fn streams_max(&self, id: BackendId) -> u32 {
-        self.fleet.streams_max(self.table, id, self.now)
+        self.backends.streams_max(self.table, id, self.now)
     }
 
     /// Tokens of a job's prompt that the prefix index predicts to be cached on a backend, in whole
@@ -52,7 +60,7 @@ impl PlacementView<'_> {
         };
         // The last prompt token is always computed.
         let held = Tokens(u64::from(blocks) * self.block.get()).min(job.prompt - Tokens(1));
-        self.fleet.backend(backend).whole_blocks(held)
+        self.backend(backend).whole_blocks(held)
     }
 }
 
@@ -63,7 +71,7 @@ impl tidegate_scheduler::placement::Fleet for PlacementView<'_> {
 
     fn load(&self, id: BackendId) -> Load {
         let entry = self.table.entry(id);
-        let backend = self.fleet.backend(id);
+        let backend = self.backend(id);
         let mut balance = backend.account.total();
         // Batch streams need no slack.
         let batch = backend.account.batch_streams().awaiting_first_token;
@@ -95,16 +103,16 @@ impl tidegate_scheduler::placement::Fleet for PlacementView<'_> {
     }
 
     fn cached(&self, job: &PrefillRequest, backend: BackendId) -> Tokens {
-        let real = self.fleet.real_hit(backend, self.held(job, backend));
-        self.fleet.backend(backend).whole_blocks(real)
+        let (held, backend) = (self.held(job, backend), self.backend(backend));
+        backend.whole_blocks(self.fleet.real_hit(backend, held))
     }
 }
 
 impl Accounts for PlacementView<'_> {
     type Counter = std::sync::atomic::AtomicU64;
 
-    fn account(&self, id: BackendId) -> Arc<Account> {
-        Arc::clone(&self.fleet.backend(id).account)
+    fn account(&self, id: BackendId) -> &Arc<Account> {
+        &self.backend(id).account
     }
 
     fn predicted_hit(&self, job: &PrefillRequest, id: BackendId) -> Tokens {

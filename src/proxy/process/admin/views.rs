@@ -152,8 +152,8 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
             failed_hand_offs: failed.iter().map(|failed| failed.name.to_string()).collect(),
             others: others(&backend.account.others(), &entry.prefill),
             prefix_source: proxy.signals.prefix_source(backend.id),
-            prefix_hit_share: proxy.fleet.hit_share(backend.id),
-            prefix_hit_source: proxy.fleet.hit_source(backend.id),
+            prefix_hit_share: proxy.fleet.hit_share(backend),
+            prefix_hit_source: proxy.fleet.hit_source(backend),
             alerts: proxy.signals.alerts(backend.id),
             costs: CostsView {
                 prefill_base_seconds: entry.prefill.base.get(),

@@ -300,6 +300,6 @@ fn fleet_costs(proxy: &Proxy) -> Option<FleetCosts> {
         },
         kv_capacity: Tokens(mean(&|slot| working[slot].0.kv_capacity().as_f64()) as u64),
         streams_max: mean(&|slot| f64::from(working[slot].0.streams_max)) as u32,
-        hit_share: mean(&|slot| proxy.fleet.hit_share(working[slot].0.id)),
+        hit_share: mean(&|slot| proxy.fleet.hit_share(working[slot].0)),
     })
 }
