@@ -253,7 +253,8 @@ impl Drop for RequestRecord {
         let now = self.proxy.clock.now();
         self.proxy.fleet.registry.remove(self.live.id);
         let considered = self.notes.considered.take().unwrap_or_default();
-        let named = |seen: &Considered| (self.proxy.fleet.backend(seen.on).name.clone(), *seen);
+        let backends = self.proxy.fleet.backends();
+        let named = |seen: &Considered| (backends[seen.on.index()].name.clone(), *seen);
         let considered = considered.iter().map(named).collect();
         let log = self.log(now);
         self.proxy.metrics.settled(&log);
