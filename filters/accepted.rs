@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 use std::fmt;
 use std::sync::Arc;
-use tidegate_engine::{Endpoint, Kinds, Scan, Span};
+use tidegate_engine::{Endpoint, Kinds, PathEntry, Scan, Span};
 use tidegate_scheduler::cost::ByteFeatures;
 use tidegate_types::{Targets, Tokens};
 
@@ -20,6 +20,13 @@ pub struct HeadParts<'a> {
     pub path: &'a str,
     /// Request headers.
     pub headers: &'a HeaderMap,
+}
+
+/// A head that passed the checks of [`Chain::admit_head`](crate::Chain::admit_head).
+#[derive(Clone, Debug)]
+pub struct AdmittedHead {
+    pub(crate) tenant: Tenant,
+    pub(crate) path: PathEntry,
 }
 
 /// A request with its whole body.

@@ -7,7 +7,9 @@ use crate::identify::identify;
 use crate::limit::{check_body, check_head};
 use crate::parse::parse;
 use crate::tokenize::{Tokenize, tokenize};
-use crate::{Accepted, ApiKey, Directory, FreshIds, HeadParts, PromptEstimator, RequestParts};
+use crate::{
+    Accepted, AdmittedHead, ApiKey, Directory, FreshIds, HeadParts, PromptEstimator, RequestParts,
+};
 use http::HeaderMap;
 use tidegate_engine::{ApiError, PathEntry};
 use tidegate_types::Targets;
@@ -69,19 +71,22 @@ impl Chain {
         strip_handoff_headers(&self.handoff, headers);
     }
 
-    /// Checks keys, path, method and announced size before the body is read. Optional:
-    /// [`Chain::admit`] repeats these checks.
+    /// Checks keys, path, method and announced size, before the body is read.
     ///
     /// # Errors
     /// 401, 404, 405, 413, 415.
-    pub fn admit_head(&self, directory: &Directory, head: &HeadParts<'_>) -> Result<(), ApiError> {
-        authenticate(&self.keys, head.headers)?;
-        check_head(self.body_max, directory, head)?;
-        Ok(())
+    pub fn admit_head(
+        &self,
+        directory: &Directory,
+        head: &HeadParts<'_>,
+    ) -> Result<AdmittedHead, ApiError> {
+        let tenant = authenticate(&self.keys, head.headers)?;
+        Ok(AdmittedHead { tenant, path: check_head(self.body_max, directory, head)? })
     }
 
-    /// Runs all filters. Takes about 10 µs for a body of 1 KB and grows with it: bodies above about
-    /// 64 KB should not be filtered on a reactor thread.
+    /// Runs the filters that read the body of a request whose head was admitted. Takes about 10 µs for
+    /// a body of 1 KB and grows with it: bodies above about 64 KB should not be filtered on a reactor
+    /// thread.
     ///
     /// ```
     /// use bytes::Bytes;
@@ -106,7 +111,8 @@ impl Chain {
     /// let fresh = FreshIds::from_random(1, 2, 3);
     /// let (bytes, calibrations) = (ByteEstimator::new(), Calibrations::new());
     /// let estimator = PromptEstimator { bytes: &bytes, calibrations: &calibrations };
-    /// let accepted = chain.admit(&directory, estimator, &request, &fresh)?;
+    /// let head = chain.admit_head(&directory, &request.head())?;
+    /// let accepted = chain.admit(&directory, estimator, &head, &request, &fresh)?;
     /// assert_eq!(accepted.model.as_deref(), Some("m"));
     /// // Without a tokenizer the count is an estimate.
     /// assert!(!accepted.prompt.exact && accepted.prompt.tokens.get() > 0);
@@ -114,18 +120,17 @@ impl Chain {
     /// ```
     ///
     /// # Errors
-    /// That of the first filter that refuses: 400, 401, 404, 405, 413, 415, or 503 while no model
-    /// is known.
+    /// That of the first filter that refuses: 400, 404, 413, or 503 while no model is known.
     pub fn admit(
         &self,
         directory: &Directory,
         estimator: PromptEstimator<'_>,
+        head: &AdmittedHead,
         arrival: &RequestParts<'_>,
         fresh: &FreshIds,
     ) -> Result<Accepted, ApiError> {
         let (request_id, traceparent) = identify(arrival.headers, fresh);
-        let tenant = authenticate(&self.keys, arrival.headers)?;
-        let PathEntry { endpoint, kinds } = check_head(self.body_max, directory, &arrival.head())?;
+        let PathEntry { endpoint, kinds } = head.path;
         check_body(self.body_max, arrival.body)?;
         let parsed = parse(endpoint, arrival, directory)?;
         check_handoff(&self.handoff, parsed.scan.as_ref(), arrival.body)?;
@@ -134,7 +139,7 @@ impl Chain {
         Ok(Accepted {
             request_id,
             traceparent,
-            tenant,
+            tenant: head.tenant.clone(),
             endpoint,
             kinds,
             alias_at: parsed.alias_at,

@@ -2,9 +2,12 @@
 //! nor accept a header that could forge a log line.
 
 use crate::FreshIds;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use std::fmt;
 use std::num::NonZeroU64;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Longest `x-request-id` accepted, in bytes: two UUIDs and a prefix.
 const REQUEST_ID_MAX: usize = 128;
@@ -32,7 +35,7 @@ pub fn identify(headers: &HeaderMap, fresh: &FreshIds) -> (String, Traceparent) 
 /// vLLM's P2pNccl and MoRI connectors read peer addresses from ids of the form
 /// `___prefill_addr_HOST:PORT___decode_addr_HOST:PORT_…`, which a client must not choose.
 pub fn request_id(headers: &HeaderMap, fresh: &FreshIds) -> String {
-    match single(headers, "x-request-id").filter(|id| is_valid_id(id)) {
+    match single(headers, &X_REQUEST_ID).filter(|id| is_valid_id(id)) {
         Some(id) => id.to_owned(),
         None => {
             let mut id = String::with_capacity(32);
@@ -43,7 +46,7 @@ pub fn request_id(headers: &HeaderMap, fresh: &FreshIds) -> String {
 }
 
 fn traceparent(headers: &HeaderMap, fresh: &FreshIds) -> Traceparent {
-    match single(headers, "traceparent").and_then(parse) {
+    match single(headers, &TRACEPARENT).and_then(parse) {
         Some(client) => {
             let sampled = fresh.sampler.samples(client.trace, Some(client.flags & SAMPLED != 0));
             let flags = client.flags & !SAMPLED | u8::from(sampled);
@@ -170,7 +173,7 @@ fn push_hex(text: &mut String, value: u128, digits: usize) {
 }
 
 /// Returns a header that occurs once; repeated ones are not trusted.
-fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (Some(value), None) => value.to_str().ok().map(str::trim),

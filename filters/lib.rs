@@ -37,7 +37,7 @@ pub mod sampler;
 pub mod service_class;
 pub mod tokenize;
 
-pub use accepted::{Accepted, Counted, FreshIds, HeadParts, RequestParts, Tenant};
+pub use accepted::{Accepted, AdmittedHead, Counted, FreshIds, HeadParts, RequestParts, Tenant};
 pub use authenticate::{ApiKey, CREDENTIALS};
 pub use calibration::{Calibration, Calibrations, PromptEstimator, tokenize_body};
 pub use chain::{Chain, ChainParams};

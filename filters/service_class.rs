@@ -185,7 +185,8 @@ mod tests {
         let fresh = FreshIds::from_random(1, 2, 3);
         let (bytes, calibrations) = (ByteEstimator::new(), Calibrations::new());
         let estimator = PromptEstimator { bytes: &bytes, calibrations: &calibrations };
-        chain.admit(&directory, estimator, &request, &fresh).unwrap()
+        let head = chain.admit_head(&directory, &request.head()).unwrap();
+        chain.admit(&directory, estimator, &head, &request, &fresh).unwrap()
     }
 
     fn targets(

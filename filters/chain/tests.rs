@@ -62,7 +62,8 @@ impl Sent {
         let fresh = FreshIds::from_random(1, 2, 3);
         let (bytes, calibrations) = (ByteEstimator::new(), Calibrations::new());
         let estimator = PromptEstimator { bytes: &bytes, calibrations: &calibrations };
-        chain.admit(directory, estimator, &arrival, &fresh)
+        let head = chain.admit_head(directory, &arrival.head())?;
+        chain.admit(directory, estimator, &head, &arrival, &fresh)
     }
 
     fn accepted(&self) -> Accepted {
@@ -165,7 +166,7 @@ fn requests_are_refused_by_their_head_before_the_body_is_read() {
             .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
         let headers = headers.collect::<HeaderMap>();
         let head = HeadParts { method: &method, path, headers: &headers };
-        chain.admit_head(&directory(), &head).map_err(|error| error.status)
+        chain.admit_head(&directory(), &head).map(drop).map_err(|error| error.status)
     };
     assert_eq!(check(Method::POST, CHAT, KEY), Ok(()));
     assert_eq!(check(Method::POST, CHAT, &[]), Err(401));

@@ -41,11 +41,11 @@ const fn longest(names: &[&str]) -> usize {
 }
 
 /// Returns whether a request member of this name controls a hand-off.
-pub(crate) fn is_in_requests(name: &str) -> bool {
-    known(name).is_some() || name.starts_with(BOOTSTRAP_PREFIX)
+pub(crate) fn is_in_requests(name: &[u8]) -> bool {
+    known(name).is_some() || name.starts_with(BOOTSTRAP_PREFIX.as_bytes())
 }
 
 /// Returns the listed name equal to `name`; `None` for other members with the `bootstrap_` prefix.
-pub(crate) fn known(name: &str) -> Option<&'static str> {
-    IN_ANSWERS.into_iter().chain(IN_REQUESTS).find(|known| *known == name)
+pub(crate) fn known(name: &[u8]) -> Option<&'static str> {
+    IN_ANSWERS.into_iter().chain(IN_REQUESTS).find(|known| known.as_bytes() == name)
 }

@@ -27,7 +27,7 @@ pub struct ForeignHandoff {
 impl ForeignHandoff {
     /// Returns the name for `error.param`, if it is a listed one.
     pub fn param(&self) -> Option<&'static str> {
-        known(&self.name)
+        known(self.name.as_bytes())
     }
 }
 
@@ -38,11 +38,11 @@ impl Scan {
         let mut found = None;
         for member in self.members.iter() {
             let name = member.name(body);
-            let Ok(name) = std::str::from_utf8(&name) else { continue };
-            let controls = is_in_requests(name);
-            if !controls && !CONTAINERS.contains(&name) {
+            let controls = is_in_requests(&name);
+            if !controls && !CONTAINERS.iter().any(|container| container.as_bytes() == &*name) {
                 continue;
             }
+            let Ok(name) = std::str::from_utf8(&name) else { continue };
             // The body is valid JSON; a value that serde refuses cannot be an object.
             let Ok(value) = serde_json::from_slice::<&RawValue>(member.value.of(body)) else {
                 continue;
@@ -60,7 +60,7 @@ impl Scan {
 fn search(found: &mut Option<ForeignHandoff>, value: &Value, depth: usize) {
     let Value::Object(members) = value else { return };
     for (name, value) in members {
-        if is_in_requests(name) {
+        if is_in_requests(name.as_bytes()) {
             note(found, name, value);
         } else if depth > 1 && CONTAINERS.contains(&name.as_str()) {
             search(found, value, depth - 1);

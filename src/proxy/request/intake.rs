@@ -9,7 +9,8 @@ use std::sync::Arc;
 use tidegate_engine::openai::MODEL_NOT_FOUND;
 use tidegate_engine::{ApiError, Edits, Endpoint, Span, paths, scan};
 use tidegate_filters::{
-    Accepted, FreshIds, HeadParts, PromptEstimator, RequestParts, model_in_query, with_model,
+    Accepted, AdmittedHead, FreshIds, HeadParts, PromptEstimator, RequestParts, model_in_query,
+    with_model,
 };
 use tidegate_types::Moment;
 
@@ -40,6 +41,8 @@ pub struct RefusedRequest {
 
 /// A request body that was read.
 pub struct ReceivedBody {
+    /// The admitted head before it.
+    pub head: AdmittedHead,
     /// The complete body.
     pub bytes: Bytes,
     /// Its share of the budget.
@@ -68,7 +71,11 @@ pub struct ReceivedRequest {
 ///
 /// # Errors
 /// The error that the client gets.
-pub fn admit_head(proxy: &Proxy, settings: &SettingsInForce, head: &Parts) -> Result<(), ApiError> {
+pub fn admit_head(
+    proxy: &Proxy,
+    settings: &SettingsInForce,
+    head: &Parts,
+) -> Result<AdmittedHead, ApiError> {
     let path = head.uri.path();
     settings.chain.admit_head(
         &proxy.directory(),
@@ -105,14 +112,15 @@ pub async fn admit_request(
         prefill_at: None,
         held: None,
     };
-    match body {
-        Ok(ReceivedBody { bytes, mut held }) => {
+    let head = match body {
+        Ok(ReceivedBody { head, bytes, mut held }) => {
             held.keep(&bytes);
             (inbound.body, inbound.held) = (bytes, Some(held));
+            head
         }
         Err(error) => return Err(refused(inbound, error)),
-    }
-    match admit(proxy, &mut inbound, peer, fresh).await {
+    };
+    match admit(proxy, &mut inbound, &head, peer, fresh).await {
         Ok(accepted) if matches!(accepted.endpoint, Endpoint::Models | Endpoint::Model) => {
             let request_id = accepted.request_id.clone();
             Ok(Admitted::Models { request_id, path: inbound.target })
@@ -172,15 +180,16 @@ fn with_own_name(target: PathAndQuery, name: &str) -> PathAndQuery {
 async fn admit(
     proxy: &Arc<Proxy>,
     inbound: &mut Inbound,
+    head: &AdmittedHead,
     peer: IpAddr,
     fresh: FreshIds,
 ) -> Result<Arc<Accepted>, ApiError> {
-    match filtered(proxy, inbound, peer, fresh).await {
+    match filtered(proxy, inbound, head, peer, fresh).await {
         Err(error) if error.code == Some(MODEL_NOT_FOUND) => {
             // Boxed: few requests name an unknown model.
             match Box::pin(proxy.discovery.refresh(proxy.clock, &proxy.fleet, &error.message)).await
             {
-                true => filtered(proxy, inbound, peer, fresh).await,
+                true => filtered(proxy, inbound, head, peer, fresh).await,
                 false => Err(error),
             }
         }
@@ -192,20 +201,22 @@ async fn admit(
 async fn filtered(
     proxy: &Arc<Proxy>,
     inbound: &mut Inbound,
+    head: &AdmittedHead,
     peer: IpAddr,
     fresh: FreshIds,
 ) -> Result<Arc<Accepted>, ApiError> {
     let (accepted, edited) = if inbound.body.len() <= INLINE_MAX {
-        filter(proxy, inbound, peer, &fresh)?
+        filter(proxy, inbound, head, peer, &fresh)?
     } else {
         // In order of arrival. The permit and the budget share are held by the blocking task, which a
         // client's disconnect does not end.
         let permits = Arc::clone(&inbound.settings.filter_permits);
         let permit = permits.acquire(inbound.body.len()).await.ok_or_else(ApiError::internal)?;
         let (proxy, copy, held) = (Arc::clone(proxy), inbound.without_share(), inbound.held.take());
+        let head = head.clone();
         let filtering = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            (filter(&proxy, &copy, peer, &fresh), held)
+            (filter(&proxy, &copy, &head, peer, &fresh), held)
         });
         let (filtered, held) = filtering.await.map_err(|_| ApiError::internal())?;
         inbound.held = held;
@@ -223,6 +234,7 @@ type Filtered = (Arc<Accepted>, Option<Bytes>);
 fn filter(
     proxy: &Proxy,
     inbound: &Inbound,
+    head: &AdmittedHead,
     peer: IpAddr,
     fresh: &FreshIds,
 ) -> Result<Filtered, ApiError> {
@@ -237,7 +249,8 @@ fn filter(
         (proxy.fleet.estimates(), proxy.fleet.sampled_prompts.calibrations());
     let estimator = PromptEstimator { bytes: &estimates.bytes, calibrations: &calibrations };
     let settings = &inbound.settings;
-    let mut accepted = settings.chain.admit(&proxy.directory(), estimator, &arrival, fresh)?;
+    let mut accepted =
+        settings.chain.admit(&proxy.directory(), estimator, head, &arrival, fresh)?;
     // Before the headers are removed.
     accepted.targets = settings.classes.targets(&accepted, &inbound.headers, peer);
     proxy.fleet.sampled_prompts.offer(&accepted, &inbound.body);

@@ -35,8 +35,8 @@ pub struct Considered {
     pub prefill_end: Seconds,
 }
 
-/// Returns the chosen backend `on`, which has the load `load`, then the others of the pool in the order in which placement
-/// considers them; at most [`CONSIDERED_MAX`].
+/// Returns the chosen backend `on` with its load, then the others of the pool in the order in which
+/// placement considers them; at most [`CONSIDERED_MAX`].
 pub fn considered(
     params: &Params,
     job: &PrefillRequest,

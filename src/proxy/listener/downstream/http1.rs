@@ -203,10 +203,11 @@ where
 {
     // A body above the whole budget never fits: 413, not 503.
     let max = settings.values.server.body_max_bytes.min(proxy.bodies.max());
-    if let Err(refused) = intake::admit_head(proxy, settings, head) {
+    let admitted = match intake::admit_head(proxy, settings, head) {
+        Ok(admitted) => admitted,
         // A body that arrived with its head is skipped, and the connection stays open.
-        return Ok((Err(refused), skip(reader, framing)));
-    }
+        Err(refused) => return Ok((Err(refused), skip(reader, framing))),
+    };
     // A length above the maximum is refused below.
     let announced = match framing {
         Framing::Length(length) => usize::try_from(length).ok().filter(|length| *length <= max),
@@ -220,7 +221,7 @@ where
         reader.io.flush().await?;
     }
     match reader.body(framing, max, &mut held).await {
-        Ok(bytes) => Ok((Ok(ReceivedBody { bytes, held }), UnreadPart::None)),
+        Ok(bytes) => Ok((Ok(ReceivedBody { head: admitted, bytes, held }), UnreadPart::None)),
         Err(BodyReadError::NoRoom) => {
             Ok((Err(respond::body_budget_exhausted()), UnreadPart::Unread))
         }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 use tidegate_engine::ApiError;
+use tidegate_filters::AdmittedHead;
 use tidegate_http1::HEAD_MAX;
 use tidegate_types::Seconds;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -136,6 +137,7 @@ async fn body(
     proxy: &Proxy,
     settings: &SettingsInForce,
     patience: Seconds,
+    head: AdmittedHead,
     mut body: Incoming,
 ) -> Result<ReceivedBody, ApiError> {
     // A body above the whole budget never fits: 413, not 503.
@@ -152,7 +154,7 @@ async fn body(
         let wait = patience.to_duration().min(allowance(began.elapsed(), all.len()));
         let frame = match timeout(wait, body.frame()).await {
             Ok(Some(Ok(frame))) => frame,
-            Ok(None) => return Ok(ReceivedBody { bytes: all.freeze(), held }),
+            Ok(None) => return Ok(ReceivedBody { head, bytes: all.freeze(), held }),
             Ok(Some(Err(_))) => {
                 return Err(ApiError::bad_request("The request body could not be read.", None));
             }
@@ -179,7 +181,7 @@ async fn read(
     let (head, incoming) = incoming.into_parts();
     let body = match intake::admit_head(proxy, &settings, &head) {
         Err(error) => Err(error),
-        Ok(()) => body(proxy, &settings, patience, incoming).await,
+        Ok(admitted) => body(proxy, &settings, patience, admitted, incoming).await,
     };
     // Websockets over h2 (RFC 8441) are not supported: SETTINGS_ENABLE_CONNECT_PROTOCOL is not sent.
     ReceivedRequest { settings, head, body, upgrades: false, arrived, subject: None, peer }
