@@ -122,7 +122,14 @@ fn placing(c: &mut Criterion) {
             b.iter(|| place(&params, now, black_box(&job), &fleet));
         });
         c.bench_with_input(BenchmarkId::new("record the candidates", count), &count, |b, _| {
-            b.iter(|| considered(&params, black_box(&job), &fleet, BackendId(0)));
+            b.iter(|| {
+                considered(
+                    &params,
+                    black_box(&job),
+                    &fleet,
+                    (BackendId(0), &fleet.load(BackendId(0))),
+                )
+            });
         });
     }
 }
