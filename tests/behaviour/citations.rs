@@ -368,3 +368,15 @@ fn tests_named_in_the_conformance_table_exist() {
     }
     assert!(named > 15, "only {named} tests were found");
 }
+
+#[test]
+fn no_text_has_conflict_markers() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let marks = ["<", ">"].map(|mark| format!("{} ", mark.repeat(7)));
+    for path in sources(root).into_iter().chain([root.join("CHANGELOG.md")]) {
+        let text = fs::read_to_string(&path).unwrap();
+        let mut lines = text.lines();
+        let marked = lines.find(|line| marks.iter().any(|mark| line.starts_with(mark)));
+        assert_eq!(marked, None, "{}", path.display());
+    }
+}
