@@ -30,7 +30,7 @@ async fn two_urls_suffice_for_disaggregation() {
     assert_eq!(serve.exit_code().await, Some(0));
     let mut text = String::new();
     std::io::Read::read_to_string(&mut serve.child.stderr.take().unwrap(), &mut text).unwrap();
-    for word in ["| connector = \"nixl\"", "estimate from their bytes", "dashboard"] {
+    for word in ["| connector = \"nixl\"", "estimated from bytes", "dashboard"] {
         assert!(text.contains(word), "{word} in\n{text}");
     }
 }
@@ -43,7 +43,7 @@ async fn init_writes_what_check_accepts_for_every_kind_of_engine() {
         (EmulatorConfig::default(), "connector = \"nixl\""),
         (mooncake, "connector = \"mooncake\""),
         (EmulatorConfig { kind: EmulatedEngine::Trtllm, ..Default::default() }, "\"transceiver\""),
-        (sglang(SglangMode::Null), "No KV connector found"),
+        (sglang(SglangMode::Null), "No KV connector reported"),
         (EmulatorConfig { kind: EmulatedEngine::Plain, ..Default::default() }, "engine = \"vllm\""),
     ];
     for (config, word) in kinds {

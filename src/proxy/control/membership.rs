@@ -256,7 +256,7 @@ impl Control {
         let (own, backends) = (address(&backend), self.proxy.fleet.backends());
         let mut others = backends.iter().filter(|b| !b.is_leaving() && b.name != backend.name);
         match others.find(|other| address(other) == own) {
-            Some(other) => Err(format!("its url is that of {}: one entry an engine", other.name)),
+            Some(other) => Err(format!("its url is that of {}: one entry per engine", other.name)),
             None => Ok(Arc::new(backend)),
         }
     }
