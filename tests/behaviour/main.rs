@@ -62,6 +62,7 @@ mod sglang;
 mod sidecar;
 mod signals;
 mod slo_classes;
+mod spans;
 mod split;
 mod start_without_file;
 mod tls;

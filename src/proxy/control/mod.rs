@@ -306,6 +306,10 @@ impl Control {
     fn note(&self, entry: JournalEntry) {
         let JournalEntry { backend, from, to, cause, reason, .. } = &entry;
         tracing::info!(plan = %entry.plan, %backend, %from, %to, cause, reason, "flip");
+        #[cfg(feature = "otlp")]
+        if let Some(spans) = &self.proxy.spans {
+            spans.flipped(&entry);
+        }
         self.proxy.journal.write(entry);
     }
 

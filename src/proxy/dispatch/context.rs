@@ -4,7 +4,7 @@
 use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use tidegate_filters::{Accepted, Directory};
+use tidegate_filters::{Accepted, Directory, Sampler};
 use tidegate_scheduler::learn::Sample;
 use tidegate_scheduler::planner::GroupOutlook;
 use tidegate_types::{BackendId, RequestId, Role, Tokens};
@@ -28,6 +28,8 @@ use crate::telemetry::control_events::ControlEvent;
 use crate::telemetry::history::History;
 use crate::telemetry::journal::Journal;
 use crate::telemetry::metrics::Metrics;
+#[cfg(feature = "otlp")]
+use crate::telemetry::otlp::SpanQueue;
 use crate::telemetry::reaction_time::ReactionTimer;
 use crate::telemetry::recent::Recent;
 
@@ -74,6 +76,11 @@ pub struct Proxy {
     pub history: History,
     /// Requests that ended recently.
     pub recent: Recent,
+    /// Decides which traces are sampled.
+    pub sampler: Sampler,
+    /// Queue of the span export, if it is on.
+    #[cfg(feature = "otlp")]
+    pub(crate) spans: Option<SpanQueue>,
     /// Byte budget of all request bodies.
     pub bodies: Arc<BodyBudget>,
     /// Limit on hedges in flight.
@@ -97,6 +104,13 @@ pub struct Proxy {
 }
 
 impl Proxy {
+    /// Turns the export of spans on, if there is a queue.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn with_spans(self, spans: Option<SpanQueue>) -> Proxy {
+        let sampler = spans.as_ref().map_or(self.sampler, SpanQueue::sampler);
+        Proxy { sampler, spans, ..self }
+    }
+
     /// Adds a prompt's blocks to the prefix index of a backend; a long prompt on a blocking thread.
     pub fn note_prefix(self: &Arc<Self>, on: BackendId, accepted: &Arc<Accepted>) {
         if accepted.prompt.chain.len() <= INSERTED_INLINE_MAX {

@@ -260,6 +260,10 @@ impl Drop for RequestRecord {
         self.proxy.metrics.settled(&log);
         access_log::write(&log);
         self.proxy.arrivals.note(&log);
+        #[cfg(feature = "otlp")]
+        if let Some(spans) = &self.proxy.spans {
+            spans.request_ended(&log, &self.accepted, now);
+        }
         let reported_hit = self.usage.and_then(|usage| usage.cached);
         self.proxy.recent.push(&log, considered, reported_hit);
         if self.accepted.endpoint.generates()

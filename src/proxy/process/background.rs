@@ -24,6 +24,8 @@ use crate::process::reload;
 #[cfg(feature = "kubernetes")]
 use crate::process::role_labels::RoleLabels;
 use crate::process::sources::Sources;
+#[cfg(feature = "otlp")]
+use crate::process::span_export::SpanExporter;
 use crate::process::trials::Trials;
 use crate::runtime::liveness::LivenessGuard;
 use crate::runtime::reloadable::Refresh;
@@ -55,6 +57,9 @@ pub struct Tasks {
     /// The Lease of several gateways.
     #[cfg(feature = "kubernetes")]
     pub gateway_lease: Option<GatewayLease>,
+    /// Export of spans.
+    #[cfg(feature = "otlp")]
+    pub span_exporter: Option<SpanExporter>,
     /// The exchange of loads with other gateways.
     pub exchange: Option<Arc<LoadExchange>>,
     /// The static list of gateways, if it names the leader.
@@ -120,6 +125,10 @@ impl BackgroundService for Background {
             && let Some(calibration) = PromptCalibration::new(Arc::clone(&tasks.proxy))
         {
             tokio::spawn(calibration.run());
+        }
+        #[cfg(feature = "otlp")]
+        if let Some(exporter) = tasks.span_exporter {
+            tokio::spawn(exporter.run());
         }
         let [controls, dispatches] = tasks.guards;
         let dispatching = tasks.dispatcher.run(stop.clone());

@@ -26,6 +26,8 @@ pub(crate) mod role_labels;
 pub(crate) mod server;
 pub(crate) mod shutdown;
 pub(crate) mod sources;
+#[cfg(feature = "otlp")]
+pub(crate) mod span_export;
 mod srv;
 pub(crate) mod start;
 pub(crate) mod start_error;

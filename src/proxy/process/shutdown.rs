@@ -136,6 +136,10 @@ impl ShutdownSignalWatch for Drain {
         self.closed(drain).await;
         let left = self.proxy.connections.open();
         tracing::info!(left, "stopping: drained");
+        #[cfg(feature = "otlp")]
+        if let Some(spans) = &self.proxy.spans {
+            spans.close().await;
+        }
         // All requests have ended or the drain time has passed: pingora stops without a second
         // wait.
         ShutdownSignal::FastShutdown

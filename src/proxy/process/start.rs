@@ -3,6 +3,7 @@
 use arc_swap::ArcSwap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use tidegate_filters::Sampler;
 use tidegate_settings::reconcile::Reconciler;
 use tidegate_settings::{BackendSettings, Settings};
 use tidegate_types::{Moment, Seconds, Tokens};
@@ -41,6 +42,8 @@ use crate::process::pool_pods::PoolPods;
 #[cfg(feature = "kubernetes")]
 use crate::process::role_labels::RoleLabels;
 use crate::process::sources::Sources;
+#[cfg(feature = "otlp")]
+use crate::process::span_export;
 use crate::process::start_error::StartError;
 use crate::runtime::budget::BodyBudget;
 use crate::runtime::clock::Clock;
@@ -95,8 +98,10 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<BuiltProxy
     let parts = ContextParts { fleet, metrics, queue, control_events, found: found.clone() };
     let began = clock.wall(Moment::START);
     let in_force = SettingsInForce::first(values, files.secrets.clone(), began);
-    let proxy = Arc::new(context(settings, in_force, clock, &catalog, parts));
-    proxy.metrics.reloaded(1, true, began);
+    let proxy = context(settings, in_force, clock, &catalog, parts);
+    #[cfg(feature = "otlp")]
+    let (proxy, span_exporter) = span_export::turn_on(proxy);
+    let proxy = Arc::new(proxy);
     let probe = ProbeParams { interval: settings.probe.interval, timeout: settings.probe.timeout };
     let membership = membership(settings, factory, reconciler, operator_backends, probe, &found);
     let gateways = gateway_parts(settings, &files.gateways, &proxy)?;
@@ -128,6 +133,8 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<BuiltProxy
         role_labels: RoleLabels::new(settings)?,
         #[cfg(feature = "kubernetes")]
         gateway_lease: gateways.lease,
+        #[cfg(feature = "otlp")]
+        span_exporter,
         exchange: gateways.exchange.clone(),
         peers: gateways.peers,
         config_file: ConfigFile::new(&proxy, revisions, fleet_updates.clone()),
@@ -323,6 +330,7 @@ fn context(
     parts: ContextParts,
 ) -> Proxy {
     let ContextParts { fleet, metrics, queue, control_events, found } = parts;
+    metrics.reloaded(1, true, clock.wall(Moment::START));
     let bodies = BodyBudget::new(in_force.body_budget);
     Proxy {
         clock,
@@ -343,6 +351,9 @@ fn context(
         arrivals: ArrivalLog::default(),
         history: History::default(),
         recent: Recent::new(settings.admin.requests_kept),
+        sampler: Sampler::OF_CLIENT,
+        #[cfg(feature = "otlp")]
+        spans: None,
         connections: Connections::new(
             settings.server.connections_max,
             settings.server.connections_per_address_max,

@@ -91,7 +91,7 @@ pub async fn admit_request(
     let ReceivedRequest { settings, head, body, upgrades, arrived, subject, peer } = received;
     let wall = proxy.clock.wall(arrived) as u64;
     let fresh = FreshIds::from_random(fastrand::u128(..), fastrand::u128(..), fastrand::u64(..));
-    let fresh = fresh.at(wall);
+    let fresh = fresh.at(wall).sampled_by(proxy.sampler);
     let Parts { method, uri, headers, .. } = head;
     let target = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let target = without_slash(target);

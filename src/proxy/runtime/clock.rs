@@ -33,6 +33,13 @@ impl Clock {
         (self.wall_start + Duration::from_nanos(moment.0)).as_secs_f64()
     }
 
+    /// `moment` in nanoseconds since the Unix epoch, for spans.
+    #[cfg(feature = "otlp")]
+    pub fn wall_nanos(&self, moment: Moment) -> u64 {
+        // 2^64 ns after 1970 are in the year 2554.
+        (self.wall_start + Duration::from_nanos(moment.0)).as_nanos() as u64
+    }
+
     /// `moment` rounded up to the next multiple of [`COARSE`], for timers without a need for
     /// precision (timer coalescing, see timer_coalescing.rs).
     pub fn coarse_instant(&self, moment: Moment) -> tokio::time::Instant {

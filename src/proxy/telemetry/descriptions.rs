@@ -9,6 +9,16 @@ pub(crate) fn describe() {
     engines();
     gpus();
     settings();
+    spans();
+}
+
+/// Describes the export of spans.
+fn spans() {
+    counter!("tidegate_spans_exported_total", "Spans that the OTLP collector has taken");
+    counter!(
+        "tidegate_spans_dropped_total",
+        "Spans that were not exported, by reason (queue_full, refused, unreachable)"
+    );
 }
 
 /// Describes the settings in force.

@@ -10,6 +10,8 @@ pub(crate) mod history;
 pub(crate) mod journal;
 pub mod log;
 pub(crate) mod metrics;
+#[cfg(feature = "otlp")]
+pub(crate) mod otlp;
 pub(crate) mod reaction_time;
 pub(crate) mod recent;
 pub(crate) mod recorder;
