@@ -1,6 +1,6 @@
 //! Corrects the byte estimate of a model's prompts by the engine's own counts of sampled prompts. The
 //! samples keep features and counts, no text. The factor is computed against the estimator in force, so
-//! that what the estimator has learned from `usage` is not corrected twice.
+//! that corrections already learned from `usage` are not applied twice.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub type Calibrations = HashMap<Arc<str>, Calibration>;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Calibration {
     samples: Vec<(ByteFeatures, Tokens)>,
-    /// Samples in a row that did not change the factor.
+    /// Consecutive samples that did not change the factor.
     steady: usize,
 }
 
@@ -77,7 +77,7 @@ impl Calibration {
     }
 }
 
-/// How prompts without a tokenizer are estimated.
+/// Estimators of prompts without a tokenizer.
 #[derive(Clone, Copy)]
 pub struct PromptEstimator<'a> {
     /// The estimate of every model, fitted to the `usage` of answers.

@@ -15,27 +15,27 @@ const TTFT: [&str; 2] = ["x-llm-d-slo-ttft-ms", "x-slo-ttft-ms"];
 const TPOT: [&str; 2] = ["x-llm-d-slo-tpot-ms", "x-slo-tpot-ms"];
 /// Headers with the name of an InferenceObjective.
 const OBJECTIVE: [&str; 2] = ["x-llm-d-inference-objective", "x-gateway-inference-objective"];
-/// Targets that a header may state, in milliseconds: up to an hour. Others have no effect.
+/// Range of targets in headers, in milliseconds: up to an hour. Others have no effect.
 const STATED: RangeInclusive<f64> = 1.0..=3_600_000.0;
 
-/// A service class: conditions, all of which its requests meet, and their targets.
+/// A service class: conditions that its requests meet, and their targets.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServiceClass {
-    /// Its name, a label of metrics.
+    /// Name; the metric label `class`.
     pub name: Arc<str>,
     /// Models; empty: any.
     pub models: Vec<String>,
     /// Owners of API keys; empty: any.
     pub keys: Vec<String>,
-    /// Objectives that a trusted peer names; empty: any, or none.
+    /// Values of the objective header of trusted peers; empty: any, or none.
     pub objectives: Vec<String>,
-    /// Whether a trusted peer must state a target in a header.
+    /// Whether a header of a trusted peer must set a target.
     pub stated_targets: bool,
     /// Whether its requests have targets.
     pub kind: ClassKind,
     /// The targets.
     pub slo: Slo,
-    /// Longest wait in the queue; infinite: until the client leaves.
+    /// Longest wait in the queue; infinite: until the client disconnects.
     pub queue_deadline: Seconds,
 }
 
@@ -47,7 +47,7 @@ pub struct ServiceClasses {
     trusted_peers: Vec<IpNet>,
 }
 
-/// What a trusted peer states about a request.
+/// Values of a trusted peer's headers.
 #[derive(Clone, Copy, Default)]
 struct Stated<'h> {
     objective: Option<&'h str>,
@@ -76,7 +76,7 @@ impl ServiceClasses {
     }
 
     /// Returns the targets of a request from `peer`: of the first class that it matches, replaced by
-    /// those that a trusted peer states. Batch work has no targets, whatever a peer states.
+    /// those in headers of a trusted peer. Batch work has no targets, whatever the headers.
     pub fn targets(&self, accepted: &Accepted, headers: &HeaderMap, peer: IpAddr) -> Targets {
         let peer = peer.to_canonical();
         let is_trusted = self.trusted_peers.iter().any(|network| network.contains(&peer));

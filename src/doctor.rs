@@ -205,12 +205,17 @@ async fn pods(settings: &Settings, report: &mut DoctorReport) -> Vec<BackendSett
     }
 }
 
-/// Reports that this build cannot ask an API server.
+/// Reports that this build has no client for an API server.
 #[cfg(not(feature = "kubernetes"))]
 async fn pods(settings: &Settings, report: &mut DoctorReport) -> Vec<BackendSettings> {
     if uses_kubernetes(settings) {
         let advice = "install a tidegate with the feature `kubernetes`";
-        report.error("kubernetes", "build", "this tidegate cannot ask an API server", advice);
+        report.error(
+            "kubernetes",
+            "build",
+            "this build of tidegate has no Kubernetes client",
+            advice,
+        );
     }
     Vec::new()
 }

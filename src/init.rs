@@ -19,7 +19,7 @@ pub struct Args {
     /// Overwrite the file if it exists
     #[arg(long, requires = "output")]
     force: bool,
-    /// Print what the engines report as JSON, in place of the configuration
+    /// Print the engines' reports as JSON instead of the configuration
     #[arg(long, conflicts_with = "output")]
     json: bool,
 }

@@ -10,10 +10,10 @@ use tidegate_types::Role;
 use super::DoctorReport;
 use crate::ask::{Client, HttpAnswer, host_of};
 
-/// Words of the prompt: several KV blocks of any engine.
+/// Length of the prompt in words: several KV blocks of any engine.
 const WORDS: usize = 96;
 
-/// Tries one direction of one pair.
+/// Runs a trial hand-off in one direction of a pair.
 pub async fn check(
     settings: &Settings,
     (from, to): (&BackendSettings, &BackendSettings),
@@ -53,7 +53,7 @@ pub async fn check(
                     &subject,
                     "hand-off",
                     format!("answered in {took}, but the second engine computed the prompt itself"),
-                    "a transfer fails silently with kv_load_failure_policy=recompute: see its log",
+                    "with kv_load_failure_policy=recompute a failed transfer is silent: see the engine's log",
                 ),
                 (Some(before), Some(after)) => {
                     let tokens = after - before;
@@ -73,7 +73,7 @@ struct Trial<'a> {
     second: &'a Client,
 }
 
-/// Name of the engine that failed, and why.
+/// Name of the failed engine, and the problem.
 type Failed = (String, String);
 
 impl Trial<'_> {
@@ -93,7 +93,9 @@ impl Trial<'_> {
             key: key.as_deref(),
         };
         match request.legs(self.family, &rendezvous) {
-            Legs::Colocated => Err(failed("its family cannot split a completion".to_owned())),
+            Legs::Colocated => {
+                Err(failed("the engine family cannot split a completion".to_owned()))
+            }
             Legs::PrefillFirst { prefill } => {
                 let answer = self.leg(self.first, self.from, prefill.into()).await?;
                 let decode = request.decode_leg(self.family, &answer.body, key.as_deref());
@@ -153,7 +155,7 @@ impl Trial<'_> {
     }
 }
 
-/// Prompt tokens that an engine has received from others, by its metrics.
+/// Returns the prompt tokens that an engine received from others according to its metrics.
 async fn moved(client: &Client, on: &BackendSettings) -> Option<f64> {
     let page = client.get(&on.url, "/metrics").await.ok()?;
     tokens_received(&String::from_utf8_lossy(&page.body))

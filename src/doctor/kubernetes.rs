@@ -1,5 +1,5 @@
-//! Checks of the API server of Kubernetes: reach, permissions, the Lease, pods by selector, role labels.
-//! Nothing is written.
+//! Checks of the API server of Kubernetes: reachability, permissions, the Lease, pods by selector, role
+//! labels. Nothing is written.
 
 use std::time::Duration;
 use tidegate_kubernetes::access::Access;
@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Most names in one line.
 const NAMES: usize = 5;
 
-/// Checks what the settings use of the API server. Returns the backends that pods are at present.
+/// Checks the parts of the API server that the settings use. Returns the backends of the current pods.
 pub async fn check(settings: &Settings, report: &mut DoctorReport) -> Vec<BackendSettings> {
     let access = match Access::of_process(&settings.kubernetes) {
         Ok(access) => access,
@@ -68,9 +68,9 @@ async fn reach(access: &Access, report: &mut DoctorReport) -> bool {
             report.ok(SUBJECT, check, format!("{at}: {version}"));
             true
         }
-        // The path needs a permission of its own in some clusters: the server answers.
+        // In some clusters the path needs a permission; a refusal also shows that the server is reachable.
         Err(KubeApiError::Status { code: 403 | 404, .. }) => {
-            report.ok(SUBJECT, check, format!("{at}: it answers and hides its version"));
+            report.ok(SUBJECT, check, format!("{at}: reachable, its version is not readable"));
             true
         }
         Err(error) => {
@@ -80,7 +80,7 @@ async fn reach(access: &Access, report: &mut DoctorReport) -> bool {
     }
 }
 
-/// What to do about a request that failed.
+/// Returns advice for a failed request.
 fn advice(error: &KubeApiError) -> &'static str {
     match error {
         KubeApiError::Access(_) => "correct the files of [kubernetes]",
@@ -188,12 +188,13 @@ fn selected(subject: &str, survey: &PodSurvey, report: &mut DoctorReport) {
     let waiting = of(PodUse::NotReady);
     if !waiting.is_empty() {
         let detail = format!("not ready: {}", names(&waiting));
-        report.warn(subject, "pods", detail, "kubectl describe them: they get no requests");
+        report.warn(subject, "pods", detail, "they receive no requests: see kubectl describe pod");
     }
     let others = of(PodUse::NoEngine);
     if !others.is_empty() {
-        let detail = format!("by their labels no engines that take requests: {}", names(&others));
-        let advice = "correct preset or role_label if they are; docs/kubernetes/install.md";
+        let detail = format!("not engines by their labels: {}", names(&others));
+        let advice =
+            "if they are engines, correct preset or role_label (docs/kubernetes/install.md)";
         report.warn(subject, "labels", detail, advice);
     }
 }
@@ -236,7 +237,7 @@ async fn role_labels(access: &Access, labels: &RoleLabelSettings, report: &mut D
     }
 }
 
-/// The first names, and the number of the others.
+/// Returns the first names and the number of the others.
 fn names(all: &[&str]) -> String {
     let shown = all.iter().take(NAMES).copied().collect::<Vec<_>>().join(", ");
     match all.len().saturating_sub(NAMES) {

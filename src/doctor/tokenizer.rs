@@ -82,9 +82,9 @@ fn differs(name: &str, (same, of): (usize, usize), first: &str, report: &mut Doc
     );
 }
 
-/// Why a sample could not be compared.
+/// Reason why a sample could not be compared.
 enum TokenizeFailure {
-    /// The engine has no such path.
+    /// The engine does not have the path.
     NoPath(StatusCode),
     /// The engine refuses the credentials.
     Refused(StatusCode),
@@ -142,12 +142,12 @@ impl TokenizeFailure {
     }
 }
 
-/// Does the status describe a condition that passes?
+/// Returns whether the status describes a temporary condition.
 fn is_passing(status: StatusCode) -> bool {
     matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
 }
 
-/// Token ids of a text in the engine.
+/// Returns the engine's token ids of a text.
 async fn engine_ids(
     model: &str,
     sample: &str,
@@ -156,7 +156,7 @@ async fn engine_ids(
 ) -> Result<Vec<u32>, TokenizeFailure> {
     let mut body = json!({ "model": model, "prompt": sample, "add_special_tokens": false });
     if backend.kind() == EngineKind::Plain {
-        // llama.cpp reads the text from here.
+        // llama.cpp reads the text from this member.
         body["content"] = sample.into();
     }
     let asked = client.post(&backend.url, "/tokenize", Bytes::from(body.to_string()), None);

@@ -61,10 +61,11 @@ impl Mirror {
         Mirror { access, namespace, selector: selector.to_owned(), key: key.to_owned() }
     }
 
-    /// Returns each selected pod, and why its label may not be written; `None` if it may. Writes nothing.
+    /// Returns each selected pod with the reason why its label must not be written, if there is one. Writes
+    /// nothing.
     ///
     /// # Errors
-    /// [`KubeApiError`] when the API server cannot be asked.
+    /// [`KubeApiError`] when the request to the API server fails.
     pub async fn survey(&self) -> Result<Vec<(String, Option<LabelRefusal>)>, KubeApiError> {
         let (pods, _) = list::<Pod>(&self.access, &self.collection()).await?;
         let (mut known, mut survey) = (Known::default(), Vec::new());

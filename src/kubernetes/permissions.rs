@@ -9,7 +9,7 @@ use tidegate_settings::Settings;
 use crate::access::Access;
 use crate::api::{self, KubeApiError};
 
-/// Path of a review of the caller's own permissions; every authenticated account may create one.
+/// Path of a review of the caller's permissions; every authenticated account may create one.
 const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 
 /// Verbs of a list and its watch.

@@ -19,7 +19,7 @@ pub struct PodSource {
     rules: PodSettings,
 }
 
-/// The pods that a selection finds, and the backends that they are.
+/// The selected pods, and their backends.
 #[derive(Clone, Debug)]
 pub struct PodSurvey {
     /// Namespace of the pods.
@@ -35,11 +35,11 @@ pub struct PodSurvey {
 /// Whether a selected pod is a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PodUse {
-    /// It is a backend, or several.
+    /// One or several backends.
     Backend,
-    /// It is an engine that takes no new work: not ready, or being deleted.
+    /// An engine that receives no new requests: not ready, or being deleted.
     NotReady,
-    /// Its labels describe no engine that takes requests.
+    /// Not an engine according to its labels.
     NoEngine,
 }
 
@@ -115,16 +115,16 @@ impl PodSource {
     /// no labels.
     ///
     /// # Errors
-    /// [`KubeApiError`] when the API server cannot be asked.
+    /// [`KubeApiError`] when the request to the API server fails.
     pub async fn list(&self) -> Result<Option<Vec<BackendSettings>>, KubeApiError> {
         Ok(self.survey().await?.map(|survey| survey.backends))
     }
 
-    /// Returns what one list of pods finds; `None` if the InferencePool does not exist or selects no
+    /// Returns the selected pods from one list; `None` if the InferencePool does not exist or selects no
     /// labels.
     ///
     /// # Errors
-    /// [`KubeApiError`] when the API server cannot be asked.
+    /// [`KubeApiError`] when the request to the API server fails.
     pub async fn survey(&self) -> Result<Option<PodSurvey>, KubeApiError> {
         let selection = match &self.rules.inference_pool {
             None => Some(self.selection()),

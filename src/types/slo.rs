@@ -51,7 +51,7 @@ pub enum ClassKind {
     /// They have targets.
     #[default]
     Interactive,
-    /// They have none and take the capacity that interactive requests leave.
+    /// They have none, and use the capacity left by interactive requests.
     Batch,
 }
 

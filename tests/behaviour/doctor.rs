@@ -1,4 +1,4 @@
-//! `tidegate doctor`: what each check finds in a scripted engine.
+//! `tidegate doctor`: the findings of each check on a scripted engine.
 
 use serde_json::{Value, json};
 use tidegate_filters::ModelTokenizer;
@@ -68,7 +68,7 @@ async fn the_tokenizer_is_compared_with_the_engines_on_ten_samples() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failure_of_tokenize_is_no_success() {
+async fn a_failure_of_tokenize_is_not_reported_as_ok() {
     let status = |status: u16| Act::Json(status, json!({ "error": "why it failed" }).to_string());
     for missing in [404, 405, 501] {
         let (code, (level, detail, advice), sent) = tokenizer(vec![status(missing)]).await;
@@ -134,7 +134,7 @@ async fn a_cluster_with_all_permissions_has_no_finding() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn missing_permissions_and_wrong_labels_are_named_with_what_to_do() {
+async fn missing_permissions_and_wrong_labels_are_reported_with_advice() {
     let cluster = Cluster::fake().await;
     let fake = cluster.fake.as_ref().unwrap();
     let config = in_cluster(&cluster, 8000);
@@ -184,5 +184,5 @@ async fn an_api_server_that_does_not_answer_is_an_error() {
     assert_eq!((code, found.len()), (Some(1), 1), "{found:?}");
     assert!(found[0].0 == "error" && found[0].2.contains("api_server"), "{found:?}");
     let (_, found) = findings(&config, "permissions");
-    assert!(found.is_empty(), "nothing else is asked: {found:?}");
+    assert!(found.is_empty(), "no further check runs: {found:?}");
 }

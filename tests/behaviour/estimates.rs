@@ -12,7 +12,7 @@ use crate::proxy::{FREE, Proxy, vllm};
 /// Longer than two of the intervals at which prompts are taken.
 const TWO_INTERVALS: Duration = Duration::from_millis(2500);
 
-/// Sends a chat and returns the tokens that it was estimated at.
+/// Sends a chat and returns its estimated prompt tokens.
 async fn estimated(proxy: &Proxy, content: &str) -> f64 {
     let body = json!({
         "model": "m", "max_tokens": 1, "stream": true,
@@ -35,8 +35,8 @@ async fn estimated(proxy: &Proxy, content: &str) -> f64 {
     .await
 }
 
-/// Sends chats until `/tokenize` was asked this often.
-async fn until_asked(proxy: &Proxy, fake: &Fake, content: &str, times: usize) {
+/// Sends chats until `/tokenize` has been called this often.
+async fn until_counted(proxy: &Proxy, fake: &Fake, content: &str, times: usize) {
     within(async {
         while fake.count_of("/tokenize") < times {
             estimated(proxy, content).await;
@@ -55,7 +55,7 @@ async fn equal_counts_correct_the_estimate_and_end_the_samples() {
     let content = "the tide turns twice a day ".repeat(100);
     let first = estimated(&proxy, &content).await;
     assert!(first < 1000.0, "a word is about a token: {first}");
-    until_asked(&proxy, &fake, &content, 4).await;
+    until_counted(&proxy, &fake, &content, 4).await;
     tokio::time::sleep(TWO_INTERVALS).await;
     let corrected = estimated(&proxy, &content).await;
     assert!((corrected - 2000.0).abs() <= 40.0, "{corrected}");
@@ -89,12 +89,12 @@ async fn an_engine_with_another_ratio_is_learned() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_without_a_count_is_left_alone() {
+async fn an_engine_without_a_count_is_not_queried_again() {
     let fake = Fake::start([], Act::Chunks(chat_chunks(1))).await;
     fake.set_answer("/tokenize", 404, "");
     let proxy = Proxy::start("", &[vllm("a", fake.url(), FREE)]).await;
     let first = estimated(&proxy, "high water").await;
-    until_asked(&proxy, &fake, "high water", 1).await;
+    until_counted(&proxy, &fake, "high water", 1).await;
     tokio::time::sleep(TWO_INTERVALS).await;
     assert_eq!(estimated(&proxy, "high water").await, first);
     tokio::time::sleep(TWO_INTERVALS).await;
@@ -102,7 +102,7 @@ async fn an_engine_without_a_count_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_prompt_is_counted_where_the_settings_refuse_it() {
+async fn no_prompt_is_counted_if_the_settings_forbid_it() {
     let fake = Fake::start([], Act::Chunks(chat_chunks(1))).await;
     fake.set_answer("/tokenize", 200, &json!({"count": 2000}).to_string());
     let settings = "[probe]\ncalibrate_estimates = false\n";

@@ -36,10 +36,10 @@ def main():
     directory = tempfile.mkdtemp()
     with serving(args.tidegate, config(args.model, directory), directory):
         before = counters(1)["bytes pulled"]
-        told = report(args, directory)
-        for benchmark in told["benchmarks"]:
+        results = report(args, directory)
+        for benchmark in results["benchmarks"]:
             totals = benchmark["metrics"]["request_totals"]
-            version = told.get("metadata", {}).get("guidellm_version", "")
+            version = results.get("metadata", {}).get("guidellm_version", "")
             failed = totals["errored"] + totals["incomplete"]
             check(f"guidellm {version} reports {totals['successful']} successful requests, {totals['errored']} errored, {totals['incomplete']} incomplete", failed == 0 and totals["successful"] >= REQUESTS, "")
         moved = counters(1)["bytes pulled"] - before

@@ -1,6 +1,6 @@
 //! Prompts without a tokenizer that the engine's `/tokenize` counts in the background, and the models'
-//! calibrations from them. The request path reads a snapshot, and offers at most one prompt each time the
-//! background task asks for one; it never waits.
+//! calibrations from them. The request path reads a snapshot and offers at most one prompt per request of
+//! the background task; it never waits.
 
 use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
@@ -25,11 +25,11 @@ pub struct SampledPrompt {
     pub features: ByteFeatures,
 }
 
-/// The hand-over between requests and the background task.
+/// Channel from requests to the background task.
 pub struct SampledPrompts {
     /// Written by the background task only.
     calibrations: ArcSwap<Calibrations>,
-    /// Whether the background task asks for a prompt.
+    /// Whether the background task accepts a prompt.
     is_wanted: AtomicBool,
     sender: mpsc::Sender<SampledPrompt>,
     /// Taken by the background task.
@@ -54,7 +54,7 @@ impl SampledPrompts {
         self.calibrations.load()
     }
 
-    /// Hands an estimated prompt to the background task if it asks for one and the model is not settled.
+    /// Sends an estimated prompt to the background task if it accepts one and the model is not settled.
     pub fn offer(&self, accepted: &Accepted, body: &[u8]) {
         if !self.is_wanted.load(Relaxed) || body.len() > BODY_MAX {
             return;
@@ -72,12 +72,12 @@ impl SampledPrompts {
         }
         if let Some(body) = tokenize_body(accepted, body) {
             let prompt = SampledPrompt { model: Arc::clone(model), body: body.into(), features };
-            // The channel holds the prompt before it: the task takes one at a time.
+            // The channel still holds the previous prompt: the task takes one at a time.
             self.sender.try_send(prompt).ok();
         }
     }
 
-    /// Asks for a prompt, or no longer. Called by the background task only.
+    /// Sets whether a prompt is accepted. Called by the background task only.
     pub(crate) fn want(&self, is_wanted: bool) {
         self.is_wanted.store(is_wanted, Relaxed);
     }

@@ -25,7 +25,7 @@ pub fn fleet(
     let all = fleet.backends();
     let backends = all.iter().map(|backend| {
         let entry = table.entry(backend.id);
-        // Batch work takes what is left: it is no demand.
+        // Batch work uses the remaining capacity and is not counted as demand.
         let balance = backend.account.total().without(&backend.account.batch_streams());
         BackendObservation {
             id: backend.id,

@@ -29,7 +29,7 @@ pub struct PromptCalibration {
     proxy: Arc<Proxy>,
     prompts: mpsc::Receiver<SampledPrompt>,
     calibrations: Calibrations,
-    /// Models without a count, and until when they are left alone.
+    /// Models whose engine gave no count, and when they are sampled again.
     refused: HashMap<Arc<str>, Moment>,
 }
 

@@ -31,7 +31,7 @@ pub fn job(
     let cached = most_cached(proxy, &matches).min(prompt - Tokens(1));
     let entry = table.pool(pool).unwrap_or(&table.pools[EVERYONE.index()]);
     let work = entry.prefill.predict(prompt - cached, cached);
-    // Batch work takes what is left: it is no demand.
+    // Batch work uses the remaining capacity and is not counted as demand.
     if !targets.is_batch() {
         proxy.reaction.arrived(arrived);
         entry.demand.arrivals.count(work, prompt, expected_output);

@@ -51,7 +51,7 @@ impl<W: SharedU64> StreamTargets<W> {
 }
 
 impl<W: SharedU64> Counts<W> {
-    /// Counts a target and returns its slot; `None` if it is too long to limit anything.
+    /// Counts a target and returns its slot; `None` if it is too long to be a limit.
     fn add(&self, target: Seconds) -> Option<u8> {
         let nanos = (target.get() * 1e9).round();
         if !(1.0..=NANOS_MAX as f64).contains(&nanos) {

@@ -19,11 +19,11 @@ pub struct SloSettings {
     #[serde(rename = "itl_seconds")]
     pub itl: Seconds,
     /// Networks and addresses of the peers whose headers `x-llm-d-slo-ttft-ms`, `x-llm-d-slo-tpot-ms` and
-    /// `x-llm-d-inference-objective` (or their earlier names) are read; `["0.0.0.0/0", "::/0"]`: of all
-    /// clients. From other peers these headers have no effect.
+    /// `x-llm-d-inference-objective` (or their earlier names) are read; `["0.0.0.0/0", "::/0"]`: all peers.
+    /// From other peers these headers have no effect.
     pub trusted_peers: Vec<String>,
-    /// Service classes: requests with targets of their own. A request is of the first class that it
-    /// matches; without a match the targets of `[slo]` apply.
+    /// Service classes: groups of requests with separate targets. A request belongs to the first class that
+    /// it matches; without a match the targets of `[slo]` apply.
     pub classes: Vec<SloClassSettings>,
 }
 
@@ -31,16 +31,16 @@ pub struct SloSettings {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SloClassSettings {
-    /// Name of the class: the label `class` of metrics. `default` is the name of requests without a class.
+    /// Name of the class and value of the metric label `class`. `default` is reserved for requests without
+    /// a class.
     pub name: String,
-    /// Requests for one of these models; empty: for any. A request must meet every condition given.
+    /// Condition: the model is one of these; empty: any. A request must meet all conditions of the class.
     pub models: Vec<String>,
-    /// Requests with one of these keys, by their names in `[[auth.keys]]`; empty: with any.
+    /// Condition: the API key is one of these, by their names in `[[auth.keys]]`; empty: any.
     pub keys: Vec<String>,
-    /// Requests for which a trusted peer names one of these objectives in `x-llm-d-inference-objective`;
-    /// empty: with any, or without one.
+    /// Condition: `x-llm-d-inference-objective` of a trusted peer is one of these; empty: any, or none.
     pub objectives: Vec<String>,
-    /// Requests for which a trusted peer states a target in a header.
+    /// Condition: a header of a trusted peer sets a target.
     pub stated_targets: bool,
     /// Target for the time to first token; absent: that of `[slo]`.
     #[serde(rename = "ttft_seconds")]
@@ -51,9 +51,10 @@ pub struct SloClassSettings {
     /// Target for the largest gap between two tokens of an answer; 0: none; absent: that of `[slo]`.
     #[serde(rename = "itl_seconds")]
     pub itl: Option<Seconds>,
-    /// Batch work: without targets, queued behind all other requests, and no demand for the planner.
+    /// Batch work: it has no targets, is queued behind all other requests, and is not counted as demand by
+    /// the planner.
     pub batch: bool,
-    /// Queue deadline of batch work; absent: it waits until its client leaves.
+    /// Queue deadline of batch work; absent: none, it waits until its client disconnects.
     #[serde(rename = "queue_deadline_seconds")]
     pub queue_deadline: Option<Seconds>,
 }

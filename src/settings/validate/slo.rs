@@ -17,7 +17,7 @@ pub(super) fn slo(settings: &Settings, found: &mut Findings) {
     }
     for (i, peer) in slo.trusted_peers.iter().enumerate() {
         let path = format!("slo.trusted_peers[{i}]");
-        found.check(is_network(peer), &path, &format!("{peer:?} is no network"), "10.0.0.0/8");
+        found.check(is_network(peer), &path, &format!("{peer:?} is not a network"), "10.0.0.0/8");
     }
     let count = slo.classes.len();
     let (problem, hint) = (format!("has {count} entries"), format!("at most {CLASSES_MAX}"));
@@ -27,14 +27,20 @@ pub(super) fn slo(settings: &Settings, found: &mut Findings) {
         let path = |field: &str| format!("slo.classes[{i}].{field}");
         found.name(&class.name, &mut names, &path("name"));
         let own = class.name != DEFAULT_CLASS;
-        found.check(own, &path("name"), "is the name of requests without a class", "another name");
+        found.check(
+            own,
+            &path("name"),
+            "is reserved for requests without a class",
+            "use another name",
+        );
         targets(class, &path, found);
         conditions(settings, class, &path, found);
         let reached = reached(&slo.classes[..i], class);
         if let Some(before) = reached {
-            let problem = format!("matches no request: each is of class {before:?} before it");
+            let problem =
+                format!("matches no request: the earlier class {before:?} matches them all");
             let removed = format!("slo.classes[{i}]");
-            found.check_with(false, &path("name"), &[&removed], &problem, "order them otherwise");
+            found.check_with(false, &path("name"), &[&removed], &problem, "change the order");
         }
     }
 }
@@ -47,14 +53,15 @@ fn targets(class: &SloClassSettings, path: &dyn Fn(&str) -> String, found: &mut 
         if key != "itl_seconds" || target.get() != 0.0 {
             found.positive(target, &path(key));
         }
-        let (batch, problem) = (path("batch"), "is a target of batch work, which has none");
-        found.check_with(!class.batch, &path(key), &[&batch], problem, "remove one of both");
+        let (batch, problem) =
+            (path("batch"), "must not be set for batch work, which has no targets");
+        found.check_with(!class.batch, &path(key), &[&batch], problem, "remove one of them");
     }
     if let Some(deadline) = class.queue_deadline {
         let key = path("queue_deadline_seconds");
         found.positive(deadline, &key);
         let hint = "batch = true; queue.deadline_seconds applies to all other requests";
-        found.check_with(class.batch, &key, &[&path("batch")], "is for batch work only", hint);
+        found.check_with(class.batch, &key, &[&path("batch")], "applies to batch work only", hint);
     }
 }
 
@@ -99,7 +106,7 @@ fn known(
         None => format!("one of {}", all.iter().copied().collect::<Vec<_>>().join(", ")),
     };
     let what = what.trim_end_matches('s');
-    let problem = format!("{name:?} is no {what}");
+    let problem = format!("{name:?} is not a known {what}");
     found.check_with(all.contains(name), path, &[section], &problem, &hint);
 }
 

@@ -1,5 +1,5 @@
-//! The bearer token of all gateways. It is reread when its file changes. Each gateway rereads its file at
-//! a time of its own: for [`KEPT`] after the change the previous token is accepted, and sent to gateways
+//! The bearer token of all gateways. It is reread when its file changes. The gateways reread their files
+//! at different times: for [`KEPT`] after the change the previous token is accepted, and sent to gateways
 //! that refuse the new one, so that a rotation interrupts no exchange.
 
 use std::sync::Arc;
