@@ -1,5 +1,6 @@
 //! In-flight loads and arrivals of several gateways on the same backends. Each gateway reports its
-//! own to the leader, which returns the sum of the others.
+//! own to the leader, which returns the sum of the others. Queued requests, prefix indexes and fitted
+//! costs are not exchanged.
 //!
 //! Loads are absolute: a lost report changes nothing. Arrivals are counts since the previous report:
 //! the ledger owes them to each other gateway until its next share. A gateway that does not report for

@@ -18,16 +18,19 @@
 //!    late class for those that can no longer meet it.
 //! 8. **Split and regret** ([`planner`]): a split is a number of prefill engines. A fluid model
 //!    counts the requests that each split loses. The regret against a split is the loss of the
-//!    advised split minus the loss of that split.
+//!    advised split minus the loss of that split. The advised split is the split in force, except
+//!    while flips are off or engines still switch.
 //!
 //! # Phases of a decision
 //! A request ([`dispatch::try_place`], [`placement::place`]):
 //! 1. Candidates: usable backends of the pool: the prefix holders, [`tuning::SAMPLE`] others, and
 //!    further ones while none has capacity.
 //! 2. Capacity: candidates without it are dropped. If none is left, the request enters the EDF queue.
-//! 3. Score: the best route in time; else a decode engine whose streams have slack (spill); else the
-//!    best late route, unless it would take the last idle prefill engine (trunk reservation). The
-//!    request waits instead for a busy holder of its prefix that saves most of the prefill.
+//! 3. Score: the best route in time, to a decode engine too if the prefill delays no stream beyond its
+//!    TPOT target; else a decode engine whose streams have slack for the delay (spill); else the best
+//!    late route, unless it would take the last idle one of several prefill engines (trunk
+//!    reservation). The request waits instead for a busy holder of its prefix that saves most of the
+//!    prefill.
 //! 4. Reservation by compare-and-swap; a lost race repeats the decision.
 //!
 //! After the prefill, [`placement::place_decode`] chooses the decode engine by capacity and score.

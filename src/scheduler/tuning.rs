@@ -63,8 +63,9 @@ pub const PACKING_SHARE: f64 = 0.7;
 /// - Range: 0 to 0.3. Effect: at most 1 point; 0.05 instead of 0.1 for the step: none.
 pub const HEADROOM: f64 = 0.1;
 
-/// Share of the TPOT target above the fixed cost of a step, of the KV memory and of the waiting requests
-/// that batch work may take. The rest is free for an interactive request that arrives next.
+/// Share of the TPOT target above the fixed cost of a step, and of the KV memory, that batch work may
+/// take. The rest is free for an interactive request that arrives next. Batch work is refused when this
+/// share of `queue.requests_max` waits, requests of every kind counted.
 /// - Unit: share. Source: half, so that interactive streams find as much as batch work holds.
 /// - Range: not tried; no trace has batch work.
 pub const BATCH_SHARE: f64 = 0.5;

@@ -43,7 +43,7 @@ impl Dispatcher {
         }
     }
 
-    /// Runs until all senders are dropped or, at shutdown, `replies` is empty.
+    /// Runs until all senders are dropped or, at shutdown, until no request is queued.
     pub async fn run(mut self, mut stop: pingora_core::server::ShutdownWatch) {
         loop {
             let deadline = self.proxy.clock.instant(self.next_deadline());

@@ -26,7 +26,7 @@ pub enum PlaceOutcome {
     Placed(ReservedLeg),
     /// No backend has capacity now.
     Wait,
-    /// No backend is usable.
+    /// No backend can take the request: none is usable, all are draining, or no group serves both legs.
     Unroutable,
 }
 
@@ -58,8 +58,8 @@ pub async fn find(
     proxy.queue.wait_for_place(job, matches, queue_max(settings, job)).await
 }
 
-/// Returns the most waiting requests with which `job` is queued. Batch work leaves a part of the queue
-/// to all others.
+/// Returns the number of waiting requests of any kind from which on `job` is refused: `requests_max`,
+/// and [`BATCH_SHARE`] of it for batch work.
 fn queue_max(settings: &SettingsInForce, job: &PrefillRequest) -> usize {
     let most = settings.placement.queue_max;
     if job.is_batch() { (most as f64 * BATCH_SHARE) as usize } else { most }

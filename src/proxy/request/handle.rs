@@ -8,8 +8,9 @@
 //!     relay     forward chunks, count tokens                               (event_relay.rs, byte_relay.rs)
 //!     settle    release charges, write metrics and logs, on every path     (settle.rs, reservation.rs)
 //!
-//! Two kinds of requests skip the queue: those bound to one backend or without a prompt (direct.rs),
-//! and those whose prefill engine a header names (named_prefill.rs).
+//! Two kinds of requests skip the stage "place" and the queue: those that only some backends can serve,
+//! such as stored objects, uploads and websockets (direct.rs), and those whose prefill engine a header
+//! names (named_prefill.rs). The demand of both is counted by "estimate" as well.
 
 use bytes::Bytes;
 use http::{Method, Response};

@@ -141,8 +141,9 @@ impl<'a> Evaluation<'a> {
         itl.is_none_or(|itl| !any || self.longest_step() <= itl)
     }
 
-    /// Returns whether the backend may run the request colocated, as far as it is batch work: without
-    /// a stall of other streams, and beside a decode role only if it cannot be disaggregated.
+    /// Returns whether the backend may run the request colocated. Batch work may not delay other
+    /// streams by more than their slack, and runs on a backend of the decode role only if it must be
+    /// colocated. For other requests this is always true.
     pub(super) fn may_colocate_batch(&self, must_colocate: bool) -> bool {
         !self.job.is_batch()
             || (self.load.role != Role::Decode || must_colocate)

@@ -59,8 +59,9 @@ pub fn place_decode(
 
 /// Returns the decode backend of a prefilled request that has waited until its hand-off deadline: of
 /// the usable backends of the group the one with the fewest streams, whatever its capacity, because
-/// the prefill is already done. Draining backends, those on which the request has failed, suspects
-/// and backends of another role come last, in this order. Returns `None` if no backend of the group is usable.
+/// the prefill is already done. Less preferred, in this order: backends of another role, suspects, those
+/// on which the request has failed, draining ones, and last those that accept no hand-off. Returns
+/// `None` if no backend of the group is usable.
 pub fn place_decode_overdue(request: &DecodeRequest, fleet: &impl Fleet) -> Option<BackendId> {
     let group = fleet.load(request.from).group;
     let loads = fleet.pool(request.pool).iter().map(|on| (*on, fleet.load(*on)));

@@ -51,7 +51,9 @@ pub struct Params {
     /// long prompts, and one of them occupies an engine as long as several short ones. 0 to 1,
     /// default [`TRUNK_RESERVATION_SHARE`].
     pub trunk_reservation_share: f64,
-    /// Most requests in an [`EdfQueue`](crate::placement::EdfQueue). Default 10,000.
+    /// Most requests in an [`EdfQueue`](crate::placement::EdfQueue). Default 10,000, which the
+    /// simulator uses. The proxy sets it from `queue.requests_max` and checks it before a request
+    /// reaches its queue.
     pub queue_max: usize,
 }
 

@@ -43,7 +43,8 @@ pub enum RouteDecision {
 /// The capacity that is exhausted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WaitReason {
-    /// Every backend that takes prefills is at its prefill backlog bound.
+    /// Every backend that takes prefills is at its prefill backlog bound, or the idle ones are left to
+    /// other requests: to feasible ones (trunk reservation), or by batch work to interactive ones.
     PrefillBusy,
     /// A prefill could start, but no backend has decode capacity for the stream.
     DecodeBusy,
@@ -126,12 +127,13 @@ struct CandidateScan<'a, F> {
     now: Moment,
     /// Time until the TTFT deadline.
     time_left: Seconds,
-    /// The best backend for the colocated request whose prefill causes no stall beyond the slack of
-    /// running streams.
+    /// The best backend for the colocated request: a mixed one, a decode backend on which the prefill
+    /// delays no stream beyond its TPOT target, or a prefill backend that holds most of the prefix. The
+    /// second pass adds the backends against whose role the request may be colocated.
     colocated: Option<Candidate>,
-    /// The best decode backend whose streams have slack for the prefill (spill). Streams whose
-    /// hand-off to it ends during the prefill have none, so a spill is used only if no other route
-    /// is in time.
+    /// The best decode backend on which the prefill delays streams, but by no more than their slack
+    /// (spill). Streams whose hand-off to it ends during the prefill have none, so a spill is used
+    /// only if no other route is in time.
     spill: Option<Candidate>,
     /// The backend without prefill capacity whose prefix cache leaves the least prefill work.
     holder: Option<Candidate>,
@@ -153,7 +155,10 @@ struct CandidateScan<'a, F> {
     idle: u32,
     /// Whether a prefill backend has capacity, but the request must be colocated.
     colocation_required: bool,
+    /// Whether a backend has prefill capacity for the request in its role. Without a route, the
+    /// request then waits for decode capacity.
     startable: bool,
+    /// Whether a backend of the tier is usable, open or draining.
     usable: bool,
     /// Whether an open backend serves colocated requests.
     colocates: bool,

@@ -1,7 +1,8 @@
 //! EDF queue per model pool, ordered by TTFT deadline. A request past its latest feasible start
-//! moves to the late class, which receives a fixed share of the placed work. Batch work is placed while
-//! no other request of its pool is queued. The queue reserves nothing and has no timer: its owner polls
-//! it on every change of capacity and at [`EdfQueue::next_deadline`].
+//! moves to the late class, which receives a fixed share of the placed prefill work while feasible
+//! requests are queued. Batch work is placed while no other request of its pool is queued. The queue
+//! reserves nothing and has no timer: its owner polls it on every change of capacity and at
+//! [`EdfQueue::next_deadline`].
 //!
 //! The cost of a poll of a full pool does not grow with the number of waiting requests: after a
 //! refusal, requests of the same kind that need at least as much work are skipped.
@@ -33,7 +34,7 @@ pub enum QueueOutcome<'a> {
     Unroutable(PrefillRequest, UnroutableReason),
 }
 
-/// The answer to an [`QueueOutcome`]; only the answer to [`QueueOutcome::Place`] has an effect.
+/// The answer to a [`QueueOutcome`]; only the answer to [`QueueOutcome::Place`] has an effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reserved {
     /// The capacity is reserved, or the request no longer needs it.

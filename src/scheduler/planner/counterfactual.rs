@@ -4,7 +4,8 @@
 //! A split is a number of prefill engines. A fluid model of each split runs on the measured demand.
 //! Two kinds of requests count as lost: those whose prefill work would wait longer than the TTFT
 //! target, and those whose streams exceed the stream capacity of the decode engines. The switching
-//! cost is the expected loss of the streams on the engines that flip.
+//! cost is the expected loss of the streams on the engines that flip, or, for engines that switch by
+//! themselves, of the requests that arrive during the switch.
 //!
 //! Ski-rental rule: the group switches to another split once the regret against it reaches the
 //! switching cost. The regret is the loss of the advised split minus the loss of the other split,
@@ -27,7 +28,7 @@ use crate::tuning::{REGRET_MEMORY, SWITCH_PRICE};
 pub(super) struct GroupTick {
     /// Time since the last tick.
     pub(super) elapsed: Seconds,
-    /// Usable engines that may take either role.
+    /// Healthy engines in the prefill or decode role, pinned ones included.
     pub(super) engines: usize,
     /// Prefill work that arrived, in engine-seconds.
     pub(super) work: f64,
@@ -74,7 +75,7 @@ pub(super) struct CounterfactualModel {
     /// By split, starting at one prefill engine.
     splits: Vec<Fluid>,
     /// By split: regret, the losses of the advised split minus the losses of that split since it last
-    /// became better.
+    /// became better. It decays with [`REGRET_MEMORY`].
     #[serde(default)]
     regret: Vec<f64>,
     /// The advised split, in prefill engines. It differs from the one in force while flips are off,

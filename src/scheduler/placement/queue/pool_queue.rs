@@ -1,5 +1,6 @@
-//! The queued requests of one pool: the feasible class in EDF order, the late class in order of
-//! arrival, the share of work that each receives, and batch work behind both.
+//! The queued requests of one pool: the feasible class in EDF order, the late class (shortest job
+//! first with aging), the share of work that each receives, and batch work behind both in order of
+//! arrival.
 
 use super::QueuedRequest;
 use crate::tuning::LATE_WORK_WEIGHT;
