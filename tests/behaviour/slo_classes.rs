@@ -146,6 +146,8 @@ async fn only_a_trusted_peer_states_targets_and_no_engine_sees_the_headers() {
     ];
     let class =
         "[[slo.classes]]\nname = \"premium\"\nobjectives = [\"premium\"]\nttft_seconds = 0.7\n";
+    // Kept to the end, so that no later proxy gets the address of one that is shutting down.
+    let mut proxies = Vec::new();
     for (peers, targets, name) in [
         ("[\"127.0.0.0/8\"]", [0.25, 0.012], "premium"),
         ("[\"10.0.0.0/8\"]", [1.0, 0.03], "default"),
@@ -159,6 +161,7 @@ async fn only_a_trusted_peer_states_targets_and_no_engine_sees_the_headers() {
         assert_eq!((found, &record["class"]), (targets, &name.into()), "{record}");
         let received = &fake.sent()[0].headers;
         assert!(headers.iter().all(|(header, _)| !received.contains_key(*header)), "{received:?}");
+        proxies.push(proxy);
     }
 }
 
@@ -173,7 +176,7 @@ fn value(page: &str, series: &str, labels: &[&str]) -> Option<f64> {
 async fn attainment_is_counted_by_class() {
     let fake = Fake::start([], Act::Chunks(chat_chunks(4))).await;
     // The first token comes 5 ms after the first chunk.
-    let top = "[slo]\n[[slo.classes]]\nname = \"strict\"\nkeys = [\"b\"]\nttft_seconds = 0.001\n\
+    let top = "[slo]\nttft_seconds = 60\ntpot_seconds = 60\n[[slo.classes]]\nname = \"strict\"\nkeys = [\"b\"]\nttft_seconds = 0.001\n\
                [[slo.classes]]\nname = \"night\"\nkeys = [\"c\"]\nbatch = true\n";
     let key = "[[auth.keys]]\nname = \"c\"\nkey = \"key-of-team-c\"\n";
     let proxy = Proxy::start(&format!("{top}{KEYS}{key}"), &[plain("engine", &fake)]).await;
