@@ -28,8 +28,8 @@ pub use text::redact_error;
 const TEXTS: [&str; 3] = [r#"_params""#, r#""bootstrap_"#, ESCAPE];
 const ESCAPE: &str = r"\u00";
 
-/// One vectorised pass for all texts. `None` on processors without SSSE3 or NEON, where the lexer reads
-/// every chunk.
+/// One vectorised pass for all texts. `None` on processors without SSSE3 or NEON; there the lexer
+/// reads every chunk.
 static FIND: LazyLock<Option<Searcher>> = LazyLock::new(|| Searcher::new(TEXTS));
 
 /// Redacts a whole answer; borrowed if it has no hand-off members.

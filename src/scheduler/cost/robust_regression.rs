@@ -1,12 +1,12 @@
 //! Robust online linear regression with bounded memory and non-negative, finite coefficients.
 //!
 //! Minimises relative error by iteratively reweighted least squares with Tukey's bisquare (Maronna,
-//! Martin, Yohai: Robust Statistics, ch. 4). The scale is the median absolute deviation, of all observations or of those of
-//! the size class, whichever is greater (docs/decisions/0015-cost-learning.md).
-//! Each refit starts from the last coefficients times the median ratio of observed to predicted
-//! values. A prior that is wrong by an order of magnitude is therefore corrected as long as fewer than
-//! half of the observations are outliers. Coefficients that the observations do not determine keep
-//! their ratio to the others.
+//! Martin, Yohai: Robust Statistics, ch. 4). The scale is the median absolute deviation of all
+//! observations or of those of the size class, whichever is greater
+//! (docs/decisions/0015-cost-learning.md). Each refit starts from the last coefficients times the
+//! median ratio of observed to predicted values. A prior that is wrong by an order of magnitude is
+//! therefore corrected as long as fewer than half of the observations are outliers. Coefficients that
+//! the observations do not determine keep their ratio to the others.
 
 /// Number of size classes with separate windows: many short prompts must not displace the
 /// observations of long ones.
