@@ -151,6 +151,18 @@ fn attribute<'a>(span: &'a Value, key: &str) -> Option<&'a Value> {
 
 const SOON: (&str, &str) = ("OTEL_BSP_SCHEDULE_DELAY", "20");
 
+/// Asserts that the phases of a request follow each other without a gap from its start to its end.
+fn assert_without_gaps(request: &Value, phases: &[Value]) {
+    let mut at = nanos(request, "startTimeUnixNano");
+    assert!(at > 1_700_000_000_000_000_000, "nanoseconds since 1970");
+    for span in phases {
+        assert_eq!(nanos(span, "startTimeUnixNano"), at, "no gap before {}", span["name"]);
+        at = nanos(span, "endTimeUnixNano");
+        assert!(at >= nanos(span, "startTimeUnixNano"));
+    }
+    assert_eq!(at, nanos(request, "endTimeUnixNano"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_is_a_tree_of_spans_and_a_flip_a_span_of_its_own() {
     let collector = Collector::start(&[]).await;
@@ -180,14 +192,7 @@ async fn a_request_is_a_tree_of_spans_and_a_flip_a_span_of_its_own() {
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids.len(), 5, "span ids are unique");
-    let mut at = nanos(root, "startTimeUnixNano");
-    assert!(at > 1_700_000_000_000_000_000, "nanoseconds since 1970");
-    for span in &spans[1..] {
-        assert_eq!(nanos(span, "startTimeUnixNano"), at, "no gaps between {names:?}");
-        at = nanos(span, "endTimeUnixNano");
-        assert!(at >= nanos(span, "startTimeUnixNano"));
-    }
-    assert_eq!(at, nanos(root, "endTimeUnixNano"));
+    assert_without_gaps(root, &spans[1..]);
     let backend = |span: usize| attribute(&spans[span], "tidegate.backend").cloned();
     assert_eq!(backend(2), Some(serde_json::json!({"stringValue": "p"})));
     assert_eq!(backend(4), Some(serde_json::json!({"stringValue": "d"})));

@@ -164,7 +164,7 @@ impl Control {
                 Some(ended) = self.switches.1.recv() => self.switched(ended),
                 Some(found) = self.inboxes.found.recv() => self.find(found),
                 () = Gateways::changed(&mut self.gateways) => {}
-                () = proxy.surge.notified() => {
+                () = proxy.replan.notified() => {
                     let gap = clock.instant(self.planned_at + self.pace.gap.max(rest));
                     tokio::time::sleep_until(gap).await;
                 }
@@ -272,7 +272,7 @@ impl Control {
         self.publish_outlook();
         if let Some(arrival) = arrival.filter(|_| !reasons.is_empty()) {
             let took = self.proxy.reaction.published(arrival, self.proxy.clock.now());
-            self.proxy.metrics.surge_answered(took);
+            self.proxy.metrics.demand_planned(took);
         }
         let number = self.proxy.fleet.table().plan.number();
         for flip in flips {

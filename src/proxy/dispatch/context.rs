@@ -59,7 +59,7 @@ pub struct Proxy {
     /// Measures the reaction time.
     pub reaction: ReactionTimer,
     /// Demand notification: wakes the planner when requests queue, or a large request arrives.
-    pub surge: Notify,
+    pub replan: Notify,
     /// The Prometheus metrics.
     pub metrics: Metrics,
     /// Open client connections.

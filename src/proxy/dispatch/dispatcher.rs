@@ -145,7 +145,7 @@ impl Dispatcher {
             pool.demand.set_waiting(interactive, batch);
         }
         if self.queue.has_interactive() {
-            self.proxy.surge.notify_one();
+            self.proxy.replan.notify_one();
         }
     }
 }

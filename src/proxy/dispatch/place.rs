@@ -150,6 +150,6 @@ pub fn decoding(
 /// Measures the reaction time: a leg that arrived at `arrived` was placed by a scan that began at `began`.
 fn record_reaction(proxy: &Proxy, arrived: Moment, began: Moment) {
     if let Some(elapsed) = proxy.reaction.placed(arrived, began, || proxy.clock.now()) {
-        proxy.metrics.surge_placed(elapsed);
+        proxy.metrics.demand_placed(elapsed);
     }
 }

@@ -343,7 +343,7 @@ fn context(
         sidecar: Sidecar::new(settings, factory::pool_params(settings), clock),
         queue,
         reaction: crate::telemetry::reaction_time::ReactionTimer::default(),
-        surge: Notify::new(),
+        replan: Notify::new(),
         signals: EngineSignals::new(settings, &metrics),
         metrics,
         journal: Journal::default(),

@@ -41,7 +41,7 @@ pub fn job(
         }
         if work >= settings.placement.prefill_backlog_max {
             // The prefill alone exceeds an engine's prefill backlog bound: the planner runs at once.
-            proxy.surge.notify_one();
+            proxy.replan.notify_one();
         }
     }
     let class = settings.classes.class(targets.class);

@@ -307,12 +307,12 @@ impl Metrics {
     }
 
     /// Records the time from the first unplanned arrival to the table that reassigns engines.
-    pub fn surge_answered(&self, elapsed: Seconds) {
+    pub fn demand_planned(&self, elapsed: Seconds) {
         self.reaction_table.record(elapsed.get());
     }
 
     /// Records the time from that arrival to the first leg placed with that table.
-    pub fn surge_placed(&self, elapsed: Seconds) {
+    pub fn demand_placed(&self, elapsed: Seconds) {
         self.reaction_placement.record(elapsed.get());
     }
 
