@@ -106,6 +106,22 @@ fn a_backend_the_request_failed_on_is_the_last_choice() {
 }
 
 #[test]
+fn a_target_that_one_stream_just_meets_leaves_room_for_eight() {
+    let alone = idle(Decode).decode_model.step(1, Tokens(1000)) + Seconds(1e-6);
+    let beside = |streams| {
+        let tightest = TightestTargets { tpot: Some(alone), itl: None };
+        let running = Load { tightest, ..streaming(Decode, streams, 1.0) };
+        let others = placed(&decode_request(0), &[idle(Prefill), running]);
+        let mut tight = decode_request(0);
+        tight.targets.slo.tpot = alone;
+        (others, placed(&tight, &[idle(Prefill), streaming(Decode, streams, 1.0)]))
+    };
+    assert_eq!(beside(1), (Some(1), Some(1)));
+    assert_eq!(beside(7), (Some(1), Some(1)));
+    assert_eq!(beside(9), (None, None));
+}
+
+#[test]
 fn the_smallest_target_of_the_streams_limits_the_step_for_a_lax_request() {
     let engine = streaming(Decode, 100, 1.0);
     let step = engine.step_with(Tokens(1000)).get();

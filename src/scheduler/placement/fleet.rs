@@ -3,7 +3,7 @@
 
 use crate::cost::{DecodeModel, Matches, PrefillModel, TransferModel};
 use crate::placement::{Params, PrefillRequest};
-use crate::tuning::{BATCH_SHARE, HEADROOM};
+use crate::tuning::{BATCH_SHARE, HEADROOM, SHARED_STREAMS};
 use tidegate_types::{BackendId, GroupId, PoolId, Role, Seconds, Targets, TightestTargets, Tokens};
 
 /// State of one backend at one moment.
@@ -136,7 +136,8 @@ impl Load {
     /// Returns whether one more stream of `kv` tokens that will grow by `growth` fits within the
     /// engine's own limit, the KV memory less [`HEADROOM`], and the TPOT targets of that stream and
     /// of the running ones. `admitted` gives the longest decode step for a target. Batch work is
-    /// admitted to [`BATCH_SHARE`] of the memory and of the smallest target of all classes.
+    /// admitted to [`BATCH_SHARE`] of the memory and of the smallest target of all classes. A class's
+    /// target limits the engine to no fewer than [`SHARED_STREAMS`] streams.
     pub(super) fn admits_stream(
         &self,
         params: &Params,
@@ -153,7 +154,15 @@ impl Load {
             true => self.step_within(tpot, BATCH_SHARE),
             false => admitted(tpot),
         };
-        let keeps = |tpot| self.keeps_tpot_with(kv, longest(tpot));
+        let shared = self
+            .decode_model
+            .step(SHARED_STREAMS, Tokens(kv.get().saturating_mul(u64::from(SHARED_STREAMS))));
+        let least = shared.min(params.slo.tpot);
+        let keeps = |tpot: Seconds| {
+            // A target that no stream can meet does not limit.
+            self.decode_model.step(1, kv) > tpot
+                || self.keeps_tpot_with(kv, longest(tpot.max(least)))
+        };
         self.streams < self.streams_max
             && self.has_memory_for(kv, growth, memory)
             && keeps(own)
