@@ -3,7 +3,7 @@
 use crate::client::{get, send, within};
 use crate::fleet::Emulated;
 use crate::load::Load;
-use crate::proxy::{FREE, Proxy, config, vllm};
+use crate::proxy::{FREE, Proxy, config, two_ports, vllm};
 
 fn entry(name: &str, url: &str) -> String {
     format!(
@@ -78,6 +78,21 @@ async fn an_invalid_backend_is_answered_with_every_problem() {
     assert_eq!(answer.status, 409);
     assert!(answer.body.contains("one entry per engine"), "{}", answer.body);
     assert_eq!(proxy.remove("unknown").await.status, 404);
+    assert_eq!(proxy.names().await, ["e0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_is_no_backend_of_itself() {
+    let fleet = Emulated::start(1).await;
+    let directory = tempfile::tempdir().unwrap();
+    let (data, admin) = two_ports();
+    let text = config(data, admin, FAST, &[vllm("e0", fleet.url(0), FREE)]);
+    let proxy = Proxy::of_changed_file(&text, &directory.path().join("tidegate.toml")).await;
+    for (port, setting) in [(data, "server.listen"), (admin, "admin.listen")] {
+        let answer = proxy.add(&entry("own", &format!("http://{port}"))).await;
+        assert_eq!(answer.status, 409, "{}", answer.body);
+        assert!(answer.body.contains(setting), "{}", answer.body);
+    }
     assert_eq!(proxy.names().await, ["e0"]);
 }
 
@@ -219,6 +234,11 @@ async fn the_backends_of_a_config_map_follow_its_symlink_and_errors_keep_the_pre
     std::fs::remove_file(map.0.path().join(b)).unwrap();
     proxy.has(&["e0", "e3"]).await;
     load.serves_more().await;
+    let (version, aside) = (map.0.path().join("..3"), map.0.path().join("..aside"));
+    std::fs::rename(&version, &aside).unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert_eq!(proxy.names().await, ["e0", "e3"], "links without a target");
+    std::fs::rename(&aside, &version).unwrap();
     let moved = map.0.path().with_extension("gone");
     std::fs::rename(map.0.path(), &moved).unwrap();
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;

@@ -127,6 +127,13 @@ async fn h2c_clients_are_served() {
     assert_eq!(answer.status(), 200);
     let body = answer.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, chat_answer("hello"));
+    let uri = format!("http://{}/v1/models", proxy.data);
+    let head = hyper::Request::head(uri).body(http_body_util::Full::default()).unwrap();
+    let answer = sender.send_request(head).await.unwrap();
+    let length: u64 = answer.headers()["content-length"].to_str().unwrap().parse().unwrap();
+    assert!(answer.status() == 200 && length > 0, "{answer:?}");
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    assert!(body.is_empty(), "a body after HEAD is a protocol error");
     driver.abort();
     proxy.settles().await;
 }

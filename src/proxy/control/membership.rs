@@ -7,6 +7,7 @@
 //! removed from every index.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tidegate_scheduler::learn::Priors;
 use tidegate_settings::BackendSettings;
@@ -249,6 +250,7 @@ impl Control {
         }
         let group = self.group_of(&settings.group_name());
         let backend = (self.membership.make)(settings, BackendId(slot as u16), group)?;
+        self.refuse_own_address(&backend)?;
         let address = |backend: &Backend| {
             let address = backend.pool.address();
             (address.to_string(), address.ip)
@@ -258,6 +260,23 @@ impl Control {
         match others.find(|other| address(other) == own) {
             Some(other) => Err(format!("its url is that of {}: one entry per engine", other.name)),
             None => Ok(Arc::new(backend)),
+        }
+    }
+
+    /// Refuses a backend at an address of this gateway: requests would loop.
+    fn refuse_own_address(&self, backend: &Backend) -> Result<(), String> {
+        let address = backend.pool.address();
+        let scheme = if address.tls { "https" } else { "http" };
+        let fixed =
+            address.ip.map(|ip| format!("{scheme}://{}", SocketAddr::new(ip, address.port)));
+        let named = format!("{scheme}://{}", address.authority);
+        let settings = self.proxy.settings.load();
+        let own = |url: &String| settings.values.own_address(url);
+        match std::iter::once(&named).chain(&fixed).find_map(own) {
+            Some(setting) => {
+                Err(format!("its url is that of {setting}, an address of this gateway"))
+            }
+            None => Ok(()),
         }
     }
 

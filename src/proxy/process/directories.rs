@@ -150,10 +150,15 @@ fn stamps(path: &Path) -> io::Result<BTreeMap<OsString, Stamp>> {
         if is_hidden || path.extension().is_none_or(|extension| extension != "toml") {
             continue;
         }
-        // A file deleted since the listing is ignored.
-        if path.is_file() {
-            stamps.insert(name, stamp(&path));
-        }
+        let stamp = match std::fs::metadata(&path) {
+            Ok(meta) if meta.is_file() => stamp(&path),
+            Ok(_) => continue,
+            // Deleted since the listing.
+            Err(_) if std::fs::symlink_metadata(&path).is_err() => continue,
+            // A link without a target, or an unreadable file: its known backends stay.
+            Err(_) => None,
+        };
+        stamps.insert(name, stamp);
     }
     Ok(stamps)
 }

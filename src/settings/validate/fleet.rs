@@ -145,8 +145,14 @@ fn api_key(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut
     }
 }
 
-/// Returns the setting whose listening address equals a backend's address: requests would loop. Names
-/// that resolve to this machine are not detected.
+impl Settings {
+    /// Returns the setting whose listening address equals the address in a base URL of a backend:
+    /// requests would loop. Names that resolve to this machine are not detected.
+    pub fn own_address(&self, url: &str) -> Option<&'static str> {
+        own_address(self, &base_of(url).ok()?)
+    }
+}
+
 fn own_address(settings: &Settings, authority: &str) -> Option<&'static str> {
     let authority = authority.split('/').next()?;
     let (host, port) = authority.rsplit_once(':')?;

@@ -1,7 +1,8 @@
 //! HTTP/2, with prior knowledge or after TLS: hyper's codec.
 
-use bytes::BytesMut;
-use http::Request;
+use bytes::{Bytes, BytesMut};
+use http::header::CONTENT_LENGTH;
+use http::{Method, Request, Response};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -27,6 +28,7 @@ use super::pace::allowance;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::settings_in_force::SettingsInForce;
 use crate::listener::front::ConnectedClient;
+use crate::request::body::RelayBody;
 use crate::request::handle as request;
 use crate::request::intake::{self, ReceivedBody, ReceivedRequest};
 use crate::request::respond;
@@ -53,11 +55,15 @@ pub async fn serve<Io>(
     let service = service_fn(move |incoming: Request<Incoming>| {
         let (proxy, client) = (Arc::clone(&proxy), client.clone());
         let stream = counted.open();
+        let is_head = incoming.method() == Method::HEAD;
         async move {
             let mut received = read(&proxy, patience, incoming, client.address).await;
             received.subject = client.subject;
             let stall = received.settings.values.server.client_stall;
-            let answer = request::handle(Arc::clone(&proxy), received).await;
+            let mut answer = request::handle(Arc::clone(&proxy), received).await;
+            if is_head {
+                answer = without_body(answer);
+            }
             Ok::<_, Infallible>(answer.map(|body| H2Body::new(proxy, stall, body, stream)))
         }
     });
@@ -88,6 +94,15 @@ pub async fn serve<Io>(
         // Errors of disconnected clients end here; the access log reports their requests.
         tracing::debug!("client connection ended: {error}");
     }
+}
+
+/// Returns the answer to HEAD: the head that GET gets, without the body (RFC 9110 §9.3.2).
+fn without_body(answer: Response<RelayBody>) -> Response<RelayBody> {
+    let (mut head, body) = answer.into_parts();
+    if let Some(length) = body.size_hint().exact() {
+        head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
+    Response::from_parts(head, RelayBody::full(Bytes::new()))
 }
 
 /// Open streams of one connection, and a counter of all streams. The connection is idle if neither
