@@ -30,7 +30,7 @@ demo: setup
 test: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
-	CARGO="$(CARGO)" .ci/features
+	CARGO="$(CARGO)" .ci/features ""
 	$(CARGO) test --workspace --quiet
 
 # Faults of every kind with clients of every kind, on emulated engines: tests/chaos/main.rs.
