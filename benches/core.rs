@@ -125,6 +125,7 @@ fn placing(c: &mut Criterion) {
             b.iter(|| {
                 considered(
                     &params,
+                    now,
                     black_box(&job),
                     &fleet,
                     (BackendId(0), &fleet.load(BackendId(0))),

@@ -70,14 +70,12 @@ pub const HEADROOM: f64 = 0.1;
 /// - Range: not tried; no trace has batch work.
 pub const BATCH_SHARE: f64 = 0.5;
 
-/// Number of streams, of the size of the one to place, to which a service class may limit an engine by
-/// its TPOT target. A tighter target counts as the step of that many streams, or as the target of
-/// `[slo]` if that is shorter. Without this bound, one stream with a target just above the base of a
-/// step held an engine alone, and 50 default requests waited 10 s at the median while engines were idle.
-/// - Unit: streams. Source: eight of 1,000 tokens lengthen a step of Llama-70B on four H100 by 1.6 %
-///   (docs/spec/engine-model.md#constants).
-/// - Range: 8 alone.
-pub const SHARED_STREAMS: u32 = 8;
+/// Share of its TTFT target for which a request waits because of the TPOT targets of stricter classes.
+/// After it, only its own target and that of `[slo]` limit an engine.
+/// - Unit: share. Source: half of the target remains for prefill and hand-off.
+/// - Range: not tried. Two engines, 20 requests/s beside one stream with a target just above the base of a
+///   step: TTFT 3 to 6 s at the median without this bound.
+pub const UNCOMMON_WAIT_SHARE: f64 = 0.5;
 
 // EDF queue.
 

@@ -97,13 +97,15 @@ impl DispatchQueue {
         let mut any = decoding;
         self.prefills.poll(params, now, fleet, |outcome| {
             match outcome {
-                QueueOutcome::Place(job, choice) => match reserve(params, job, choice, fleet) {
-                    Some(placed) => {
-                        any = true;
-                        on(DispatchOutcome::Reserved(job, placed));
+                QueueOutcome::Place(job, choice) => {
+                    match reserve(params, now, job, choice, fleet) {
+                        Some(placed) => {
+                            any = true;
+                            on(DispatchOutcome::Reserved(job, placed));
+                        }
+                        None => return Reserved::No,
                     }
-                    None => return Reserved::No,
-                },
+                }
                 QueueOutcome::Expired(job) => {
                     let waited = now - job.arrived;
                     on(DispatchOutcome::Refused(job.id, Refusal::QueueDeadline { waited }));

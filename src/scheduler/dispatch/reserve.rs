@@ -63,7 +63,7 @@ pub fn try_place<A: Accounts>(
             RouteDecision::Wait(_) => return PlaceResult::Wait,
             RouteDecision::Unroutable(_) => return PlaceResult::Unroutable,
             choice @ (RouteDecision::Prefill { .. } | RouteDecision::Colocated { .. }) => {
-                if let Some(placed) = reserve(params, job, choice, fleet) {
+                if let Some(placed) = reserve(params, now, job, choice, fleet) {
                     return PlaceResult::Reserved(placed);
                 }
             }
@@ -76,6 +76,7 @@ pub fn try_place<A: Accounts>(
 /// the decision, or if `choice` has no backend.
 pub(super) fn reserve<A: Accounts>(
     params: &Params,
+    now: Moment,
     job: &PrefillRequest,
     choice: RouteDecision,
     fleet: &A,
@@ -91,7 +92,7 @@ pub(super) fn reserve<A: Accounts>(
         BacklogBound { work: params.prefill_backlog_max, tokens: params.step_tokens_max(uncached) };
     // Read before the charge, which is part of the load afterwards.
     let candidates =
-        fleet.records_candidates().then(|| considered(params, job, fleet, (on, &load)));
+        fleet.records_candidates().then(|| considered(params, now, job, fleet, (on, &load)));
     let prefill = account.try_charge_prefill(work, uncached, bound)?;
     let stream = match whole {
         true => Some(account.try_open_stream(job.prompt, &job.targets, load.streams_max)?),

@@ -31,6 +31,7 @@
 //! starts. Without this reserve, azure code at chunk 512 lost 8 points of TPOT attainment in the
 //! simulator; most streams missed the target by less than 2 ms per token.
 
+use crate::placement::fleet::TpotLimit;
 use crate::placement::{Load, Params, PrefillRequest};
 use crate::tuning::{HEADROOM, HOLDER_SAVES, SLACK_PRICE};
 use tidegate_types::{BackendId, Role, Seconds, Tokens};
@@ -59,6 +60,7 @@ pub(super) struct Evaluation<'a> {
     pub(super) on: BackendId,
     pub(super) load: &'a Load,
     pub(super) cached: Tokens,
+    limit: TpotLimit,
     /// Time that the prompt adds to the engine's steps.
     added_time: Seconds,
 }
@@ -81,16 +83,18 @@ impl Candidate {
 }
 
 impl<'a> Evaluation<'a> {
+    /// Evaluates the backend `on` with `time_left` until the TTFT deadline.
     pub(super) fn new(
         params: &'a Params,
         job: &'a PrefillRequest,
-        on: BackendId,
-        load: &'a Load,
+        (on, load): (BackendId, &'a Load),
         cached: Tokens,
+        time_left: Seconds,
     ) -> Evaluation<'a> {
         let cached = Tokens(cached.get().min(job.prompt.get()));
         let added_time = load.prefill_model.added_time(job.prompt - cached, cached);
-        Evaluation { params, job, on, load, cached, added_time }
+        let limit = TpotLimit::at(time_left, &job.targets);
+        Evaluation { params, job, on, load, cached, limit, added_time }
     }
 
     pub(super) fn uncached(&self) -> Tokens {
@@ -113,7 +117,7 @@ impl<'a> Evaluation<'a> {
     pub(super) fn has_decode_capacity(&self) -> bool {
         let (job, load) = (self.job, self.load);
         let size = (job.prompt, job.expected_output);
-        load.admits_stream(self.params, &job.targets, size, |tpot| {
+        load.admits_stream(self.params, &job.targets, size, self.limit, |tpot| {
             load.step_within(tpot, 1.0 - HEADROOM)
         })
     }

@@ -4,7 +4,7 @@
 use crate::placement::candidate::Evaluation;
 use crate::placement::order::order;
 use crate::placement::{Fleet, Load, Params, PrefillRequest};
-use tidegate_types::{BackendId, Role, Seconds, Tokens};
+use tidegate_types::{BackendId, Moment, Role, Seconds, Tokens};
 
 /// Most candidates in one record.
 pub const CONSIDERED_MAX: usize = 16;
@@ -39,6 +39,7 @@ pub struct Considered {
 /// placement considers them; at most [`CONSIDERED_MAX`].
 pub fn considered(
     params: &Params,
+    now: Moment,
     job: &PrefillRequest,
     fleet: &impl Fleet,
     (on, load): (BackendId, &Load),
@@ -47,18 +48,20 @@ pub fn considered(
     let others = order(backends.len(), job.seed).map(|index| backends[index]);
     let others = others.filter(|other| *other != on).take(CONSIDERED_MAX - 1);
     let mut all = Vec::with_capacity(backends.len().min(CONSIDERED_MAX));
-    all.push(seen(params, job, fleet, (on, load)));
-    all.extend(others.map(|other| seen(params, job, fleet, (other, &fleet.load(other)))));
+    all.push(seen(params, now, job, fleet, (on, load)));
+    all.extend(others.map(|other| seen(params, now, job, fleet, (other, &fleet.load(other)))));
     all.into_boxed_slice()
 }
 
 fn seen(
     params: &Params,
+    now: Moment,
     job: &PrefillRequest,
     fleet: &impl Fleet,
     (on, load): (BackendId, &Load),
 ) -> Considered {
-    let evaluation = Evaluation::new(params, job, on, load, fleet.cached(job, on));
+    let evaluation =
+        Evaluation::new(params, job, (on, load), fleet.cached(job, on), job.ttft_deadline - now);
     Considered {
         on,
         role: load.role,
@@ -82,7 +85,7 @@ mod tests {
     fn the_chosen_backend_comes_first_and_the_record_is_bounded() {
         let fleet = Engines::new(vec![idle(Role::Prefill); CONSIDERED_MAX + 4]);
         let chosen = (BackendId(18), &fleet.load(BackendId(18)));
-        let seen = considered(&Params::default(), &job(1, 1000), &fleet, chosen);
+        let seen = considered(&Params::default(), Moment::START, &job(1, 1000), &fleet, chosen);
         assert_eq!(seen.len(), CONSIDERED_MAX);
         assert_eq!(seen[0].on, BackendId(18));
         let mut ids: Vec<u16> = seen.iter().map(|candidate| candidate.on.0).collect();

@@ -1,6 +1,7 @@
 //! Decode backend of a prefilled request. It is chosen when the prefill has ended, because the free
 //! capacity changes during a prefill of seconds. Allocates nothing.
 
+use crate::placement::fleet::TpotLimit;
 use crate::placement::order::order;
 use crate::placement::{DecodeRequest, Fleet, Load, Params};
 use crate::tuning::{PACKING_SHARE, SAMPLE, SLACK_PRICE};
@@ -17,7 +18,8 @@ enum Preference {
 }
 
 /// Returns the backend with the lowest score in the group of `from`, among those with capacity for
-/// one more stream. Only backends of the best available preference are considered: usable backends
+/// one more stream. The TPOT targets of stricter classes limit a backend if another one has capacity
+/// within them; the prefill is done, and the stream does not wait for them. Only backends of the best available preference are considered: usable backends
 /// whose role takes decodes, else other usable backends, else suspects, else backends on which the
 /// request has failed. Callers list `from` among the failed ones, because engines do not read their
 /// own blocks. Returns `None` if the group has no capacity or no usable backend now.
@@ -29,7 +31,9 @@ pub fn place_decode(
     let group = fleet.load(request.from).group;
     let backends = fleet.pool(request.pool);
     let mut preferred = Preference::Failed;
+    // The best with regard to every target, and the best with regard to the common ones.
     let mut best: Option<(BackendId, f64)> = None;
+    let mut common = None;
     let mut examined = 0;
     for index in order(backends.len(), request.seed) {
         if examined >= SAMPLE && preferred == Preference::Role && best.is_some() {
@@ -47,14 +51,18 @@ pub fn place_decode(
         }
         if preference < preferred {
             // Candidates of a lower preference are dropped even if this backend has no capacity.
-            (preferred, best) = (preference, None);
+            (preferred, best, common) = (preference, None, None);
         }
         let score = score(params, request, on, &load);
-        if has_capacity(params, request, &load) && best.is_none_or(|(_, least)| score < least) {
-            best = Some((on, score));
+        for (limit, best) in [(TpotLimit::Every, &mut best), (TpotLimit::Common, &mut common)] {
+            let counts = limit == TpotLimit::Every || !request.targets.is_batch();
+            let improves = best.is_none_or(|(_, least)| score < least);
+            if counts && improves && has_capacity(params, request, &load, limit) {
+                *best = Some((on, score));
+            }
         }
     }
-    best.map(|(on, _)| on)
+    best.or(common).map(|(on, _)| on)
 }
 
 /// Returns the decode backend of a prefilled request that has waited until its hand-off deadline: of
@@ -90,9 +98,9 @@ fn preference(request: &DecodeRequest, on: BackendId, load: &Load) -> Preference
     }
 }
 
-fn has_capacity(params: &Params, request: &DecodeRequest, load: &Load) -> bool {
+fn has_capacity(params: &Params, request: &DecodeRequest, load: &Load, limit: TpotLimit) -> bool {
     let size = (request.kv, request.expected_output);
-    load.admits_stream(params, &request.targets, size, |tpot| tpot)
+    load.admits_stream(params, &request.targets, size, limit, |tpot| tpot)
 }
 
 /// Returns the score: predicted completion, plus [`SLACK_PRICE`] per second of prefill work ahead of

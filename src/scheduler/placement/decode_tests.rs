@@ -1,6 +1,7 @@
 //! Tests of the decode backend for a prefilled request.
 
 use super::*;
+use crate::cost::DecodeModel;
 use crate::placement::fixture::{Engines, decode_request, idle, prefilling, streaming};
 use tidegate_types::Role::{Decode, Draining, Mixed, Prefill};
 use tidegate_types::Tokens;
@@ -106,36 +107,26 @@ fn a_backend_the_request_failed_on_is_the_last_choice() {
 }
 
 #[test]
-fn a_target_that_one_stream_just_meets_leaves_room_for_eight() {
-    let alone = idle(Decode).decode_model.step(1, Tokens(1000)) + Seconds(1e-6);
-    let beside = |streams| {
-        let tightest = TightestTargets { tpot: Some(alone), itl: None };
-        let running = Load { tightest, ..streaming(Decode, streams, 1.0) };
-        let others = placed(&decode_request(0), &[idle(Prefill), running]);
-        let mut tight = decode_request(0);
-        tight.targets.slo.tpot = alone;
-        (others, placed(&tight, &[idle(Prefill), streaming(Decode, streams, 1.0)]))
-    };
-    assert_eq!(beside(1), (Some(1), Some(1)));
-    assert_eq!(beside(7), (Some(1), Some(1)));
-    assert_eq!(beside(9), (None, None));
-}
-
-#[test]
-fn the_smallest_target_of_the_streams_limits_the_step_for_a_lax_request() {
+fn the_smallest_target_of_the_streams_limits_the_step_if_another_backend_has_capacity() {
     let engine = streaming(Decode, 100, 1.0);
     let step = engine.step_with(Tokens(1000)).get();
     let with = |own: f64, smallest: Option<f64>| {
         let tightest = TightestTargets { tpot: smallest.map(Seconds), itl: None };
         let mut request = decode_request(0);
         request.targets.slo.tpot = Seconds(own);
-        placed(&request, &[idle(Prefill), Load { tightest, ..engine }])
+        let others = Load { tightest, ..engine };
+        let slower = DecodeModel { base: engine.decode_model.base * 1.5, ..engine.decode_model };
+        let other = Load { decode_model: slower, ..streaming(Decode, 1, 1.0) };
+        let alone = placed(&request, &[idle(Prefill), others]);
+        (alone, placed(&request, &[idle(Prefill), others, other]))
     };
-    assert_eq!(with(step + 0.001, Some(step + 0.001)), Some(1));
-    assert_eq!(with(1.0, Some(step - 0.001)), None, "a stream would miss its target");
-    assert_eq!(with(step - 0.001, Some(1.0)), None, "the request would miss its target");
-    assert_eq!(with(0.001, Some(step + 0.001)), Some(1), "a target that no stream can meet");
-    assert_eq!(with(0.001, Some(step - 0.001)), None);
+    assert_eq!(with(step + 0.001, Some(step + 0.001)), (Some(1), Some(1)));
+    assert_eq!(with(1.0, Some(step - 0.001)), (Some(1), Some(2)), "a stream would miss its target");
+    assert_eq!(
+        with(0.001, Some(step + 0.001)),
+        (Some(1), Some(1)),
+        "no stream can meet its target"
+    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use crate::cost::{DecodeModel, Matches, PrefillModel, TransferModel};
 use crate::placement::{Params, PrefillRequest};
-use crate::tuning::{BATCH_SHARE, HEADROOM, SHARED_STREAMS};
+use crate::tuning::{BATCH_SHARE, HEADROOM, UNCOMMON_WAIT_SHARE};
 use tidegate_types::{BackendId, GroupId, PoolId, Role, Seconds, Targets, TightestTargets, Tokens};
 
 /// State of one backend at one moment.
@@ -53,6 +53,27 @@ pub struct Load {
     pub decode_model: DecodeModel,
     /// Cost model of a hand-off within the backend's group.
     pub transfer_model: TransferModel,
+}
+
+/// Which TPOT targets limit the decode step of an engine for a request to place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TpotLimit {
+    /// Its own target and those of the running streams.
+    Every,
+    /// The longer one of its own and that of `[slo]`. A request that has waited for a share of its TTFT
+    /// target is placed even if streams of a stricter class then miss theirs: one stream with a target
+    /// just above the base of a step would otherwise hold an engine alone.
+    Common,
+}
+
+impl TpotLimit {
+    /// Returns the limit for a request with `time_left` until its TTFT deadline.
+    pub(super) fn at(time_left: Seconds, targets: &Targets) -> TpotLimit {
+        match !targets.is_batch() && time_left < targets.slo.ttft * (1.0 - UNCOMMON_WAIT_SHARE) {
+            true => TpotLimit::Common,
+            false => TpotLimit::Every,
+        }
+    }
 }
 
 /// The state of all engines at one moment.
@@ -136,13 +157,14 @@ impl Load {
     /// Returns whether one more stream of `kv` tokens that will grow by `growth` fits within the
     /// engine's own limit, the KV memory less [`HEADROOM`], and the TPOT targets of that stream and
     /// of the running ones. `admitted` gives the longest decode step for a target. Batch work is
-    /// admitted to [`BATCH_SHARE`] of the memory and of the smallest target of all classes. A class's
-    /// target limits the engine to no fewer than [`SHARED_STREAMS`] streams.
+    /// admitted to [`BATCH_SHARE`] of the memory and of the smallest target of all classes. `limit`
+    /// tells which targets count.
     pub(super) fn admits_stream(
         &self,
         params: &Params,
         targets: &Targets,
         (kv, growth): (Tokens, Tokens),
+        limit: TpotLimit,
         admitted: impl Fn(Seconds) -> Seconds,
     ) -> bool {
         let is_batch = targets.is_batch();
@@ -150,23 +172,19 @@ impl Load {
             true => (params.slo.tpot.min(params.class_tpot), BATCH_SHARE),
             false => (targets.slo.tpot, 1.0 - HEADROOM),
         };
+        let own = match limit {
+            TpotLimit::Every => own,
+            TpotLimit::Common => own.max(params.slo.tpot),
+        };
         let longest = |tpot| match is_batch {
             true => self.step_within(tpot, BATCH_SHARE),
             false => admitted(tpot),
         };
-        let shared = self
-            .decode_model
-            .step(SHARED_STREAMS, Tokens(kv.get().saturating_mul(u64::from(SHARED_STREAMS))));
-        let least = shared.min(params.slo.tpot);
-        let keeps = |tpot: Seconds| {
-            // A target that no stream can meet does not limit.
-            self.decode_model.step(1, kv) > tpot
-                || self.keeps_tpot_with(kv, longest(tpot.max(least)))
-        };
+        let keeps = |tpot| self.keeps_tpot_with(kv, longest(tpot));
         self.streams < self.streams_max
             && self.has_memory_for(kv, growth, memory)
             && keeps(own)
-            && self.tightest.tpot.is_none_or(keeps)
+            && (limit == TpotLimit::Common || self.tightest.tpot.is_none_or(keeps))
     }
 
     /// Returns the decode step that uses `share` of a TPOT target above the fixed cost of a step. A

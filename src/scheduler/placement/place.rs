@@ -267,7 +267,8 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
     fn scan_by_role(&mut self, on: BackendId) {
         let Some(load) = self.open(on) else { return };
         let cached = self.fleet.cached(self.job, on);
-        let evaluation = Evaluation::new(self.params, self.job, on, &load, cached);
+        let evaluation =
+            Evaluation::new(self.params, self.job, (on, &load), cached, self.time_left);
         let (slot, bit) = slot(load.group);
         self.colocates |= load.colocates;
         let decode_capacity = load.role.takes_decode() && evaluation.has_decode_capacity();
@@ -321,7 +322,8 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
     fn scan_against_roles(&mut self, on: BackendId) {
         let Some(load) = self.open(on) else { return };
         let cached = self.fleet.cached(self.job, on);
-        let evaluation = Evaluation::new(self.params, self.job, on, &load, cached);
+        let evaluation =
+            Evaluation::new(self.params, self.job, (on, &load), cached, self.time_left);
         let (_, bit) = slot(load.group);
         let one_sided = (self.prefill_groups & self.decode_groups) & bit == 0;
         let colocation_required = load.role == Role::Prefill && self.must_colocate(&evaluation);

@@ -512,3 +512,15 @@ fn a_prefill_beside_lax_streams_is_judged_by_their_targets() {
     assert_eq!(goes(0.03), Waits(WaitReason::PrefillBusy));
     assert!(matches!(goes(0.1), Colocated(1) | Disaggregated(1)));
 }
+
+#[test]
+fn a_stricter_class_delays_a_request_for_half_of_its_ttft_target() {
+    // Between the steps of one and of two streams.
+    let model = idle(Decode).decode_model;
+    let alone = model.base + (model.step(1, Tokens(1000)) - model.base) * 1.5;
+    let tightest = TightestTargets { tpot: Some(alone), itl: None };
+    let fleet = Engines::new(vec![idle(Prefill), Load { tightest, ..streaming(Decode, 1, 1.0) }]);
+    let after = |wait| place(&Params::default(), NOW + Seconds(wait), &job(1, 1000), &fleet);
+    assert_eq!(after(0.4), RouteDecision::Wait(WaitReason::DecodeBusy));
+    assert!(matches!(after(0.6), RouteDecision::Prefill { .. }));
+}
