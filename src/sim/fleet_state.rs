@@ -356,10 +356,8 @@ impl Fleet for View<'_> {
         let engine = &self.fleet_state.engines[on.index()];
         let role = self.fleet_state.roles[on.index()];
         let slack = engine.slack(self.now);
-        let model = self.fleet_state.models[on.index()];
-        let shortest = model.decode_model.step(1, Tokens::ZERO);
-        let fixed = Load { role, tightest: engine.account.tightest_targets(shortest), ..model };
-        load_of(fixed, &engine.account.balance(), slack)
+        let fixed = Load { role, ..self.fleet_state.models[on.index()] };
+        load_of(fixed, &engine.account, slack)
     }
 
     fn cached(&self, job: &PrefillRequest, on: BackendId) -> Tokens {

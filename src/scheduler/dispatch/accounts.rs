@@ -1,6 +1,6 @@
 //! The fleet whose accounts dispatch charges.
 
-use crate::inflight::{Account, Balance};
+use crate::inflight::Account;
 use crate::placement::{Fleet, Load, PrefillRequest};
 use crate::shared_u64::SharedU64;
 use std::sync::Arc;
@@ -24,14 +24,18 @@ pub trait Accounts: Fleet {
     }
 }
 
-/// Returns the load of a backend with the properties `fixed`, the account `balance`, and the
+/// Returns the load of a backend with the properties `fixed`, the charges of `account`, and the
 /// smallest TPOT slack of its streams, if one of them has a first token.
-pub fn load_of(fixed: Load, balance: &Balance, slack: Option<Seconds>) -> Load {
+pub fn load_of<W: SharedU64>(fixed: Load, account: &Account<W>, slack: Option<Seconds>) -> Load {
+    let balance = account.total();
+    // Batch streams need no slack.
+    let batch = account.batch_streams().awaiting_first_token;
     Load {
+        tightest: account.tightest_targets(fixed.decode_model.step(1, Tokens::ZERO)),
         prefill: fixed.prefill_model.batch(balance.prefill),
         prefill_tokens: balance.prefill_tokens,
         streams: balance.streams,
-        awaiting_first_token: balance.awaiting_first_token,
+        awaiting_first_token: balance.awaiting_first_token.saturating_sub(batch),
         kv: balance.kv,
         slack: slack.filter(|_| balance.streams > 0).unwrap_or(NO_STREAM).min(NO_STREAM),
         ..fixed

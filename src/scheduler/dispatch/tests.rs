@@ -37,7 +37,7 @@ impl<W: SharedU64> Fleet for Engines<W> {
     }
 
     fn load(&self, on: BackendId) -> Load {
-        load_of(self.fixed[on.index()], &self.accounts[on.index()].balance(), None)
+        load_of(self.fixed[on.index()], &self.accounts[on.index()], None)
     }
 
     fn cached(&self, _: &PrefillRequest, _: BackendId) -> Tokens {

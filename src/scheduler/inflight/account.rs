@@ -278,10 +278,15 @@ impl<W: SharedU64> StreamCharge<W> {
     pub fn begin(&mut self) {
         if !std::mem::replace(&mut self.has_first_token, true) {
             self.account.own.awaiting_first_token.subtract(1);
-            if self.kind == ClassKind::Batch {
-                self.account.batch.awaiting_first_token.subtract(1);
+            if let Some(batch) = self.batch() {
+                batch.awaiting_first_token.subtract(1);
             }
         }
+    }
+
+    /// Returns the counters of batch work if the stream is part of it.
+    fn batch(&self) -> Option<&BatchCounters<W>> {
+        (self.kind == ClassKind::Batch).then(|| &self.account.batch)
     }
 
     /// Counts `tokens` more output tokens and as many more KV tokens.
@@ -292,16 +297,16 @@ impl<W: SharedU64> StreamCharge<W> {
         self.kv += u64::from(tokens);
         self.account.own.kv_tokens.fetch_add(u64::from(tokens));
         self.account.own.emitted.fetch_add(u64::from(tokens));
-        if self.kind == ClassKind::Batch {
-            self.account.batch.kv_tokens.fetch_add(u64::from(tokens));
+        if let Some(batch) = self.batch() {
+            batch.kv_tokens.fetch_add(u64::from(tokens));
         }
     }
 
     /// Takes over the stream's part of the tokens that [`Account::emit_for_streams`] counted.
     pub fn take_over(&mut self, tokens: u64) {
         self.kv += tokens;
-        if self.kind == ClassKind::Batch {
-            self.account.batch.kv_tokens.fetch_add(tokens);
+        if let Some(batch) = self.batch() {
+            batch.kv_tokens.fetch_add(tokens);
         }
     }
 }
@@ -312,12 +317,12 @@ impl<W: SharedU64> Drop for StreamCharge<W> {
         if !self.has_first_token {
             self.account.own.awaiting_first_token.subtract(1);
         }
-        if self.kind == ClassKind::Batch {
-            self.account.batch.streams.subtract(1);
+        if let Some(batch) = self.batch() {
+            batch.streams.subtract(1);
             if !self.has_first_token {
-                self.account.batch.awaiting_first_token.subtract(1);
+                batch.awaiting_first_token.subtract(1);
             }
-            self.account.batch.kv_tokens.subtract(self.kv);
+            batch.kv_tokens.subtract(self.kv);
         }
         self.account.own.kv_tokens.subtract(self.kv);
         self.account.targets.remove(self.targets);

@@ -72,10 +72,6 @@ impl tidegate_scheduler::placement::Fleet for PlacementView<'_> {
     fn load(&self, id: BackendId) -> Load {
         let entry = self.table.entry(id);
         let backend = self.backend(id);
-        let mut balance = backend.account.total();
-        // Batch streams need no slack.
-        let batch = backend.account.batch_streams().awaiting_first_token;
-        balance.awaiting_first_token = balance.awaiting_first_token.saturating_sub(batch);
         let fixed = Load {
             role: entry.role,
             usable: backend.health.is_usable(),
@@ -84,7 +80,6 @@ impl tidegate_scheduler::placement::Fleet for PlacementView<'_> {
             can_hand_off: backend.allowed.contains(Role::Prefill) && backend.trials.may_hand_off(),
             accepts_hand_off: backend.may_decode() && backend.trials.may_accept(),
             group: entry.group,
-            tightest: backend.account.tightest_targets(entry.decode.step(1, Tokens::ZERO)),
             streams_max: self.streams_max(id),
             kv_capacity: backend.kv_capacity(),
             prefill_model: entry.prefill,
@@ -92,7 +87,7 @@ impl tidegate_scheduler::placement::Fleet for PlacementView<'_> {
             transfer_model: entry.transfer,
             ..Load::idle(entry.role)
         };
-        load_of(fixed, &balance, Some(backend.slack(self.now)))
+        load_of(fixed, &backend.account, Some(backend.slack(self.now)))
     }
 
     fn holders(&self, job: &PrefillRequest) -> Matches {
