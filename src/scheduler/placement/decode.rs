@@ -19,9 +19,9 @@ enum Preference {
 
 /// Returns the backend with the lowest score in the group of `from`, among those with capacity for
 /// one more stream. The TPOT targets of stricter classes limit a backend if another one has capacity
-/// within them; the prefill is done, and the stream does not wait for them. Only backends of the best available preference are considered: usable backends
-/// whose role takes decodes, else other usable backends, else suspects, else backends on which the
-/// request has failed. Callers list `from` among the failed ones, because engines do not read their
+/// within them; the prefill is done, and the stream does not wait for them. Only backends of the best
+/// available preference are considered: usable backends whose role takes decodes, else other usable
+/// backends, else suspects, else backends on which the request has failed. Callers list `from` among the failed ones, because engines do not read their
 /// own blocks. Returns `None` if the group has no capacity or no usable backend now.
 pub fn place_decode(
     params: &Params,
@@ -55,9 +55,8 @@ pub fn place_decode(
         }
         let score = score(params, request, on, &load);
         for (limit, best) in [(TpotLimit::Every, &mut best), (TpotLimit::Common, &mut common)] {
-            let counts = limit == TpotLimit::Every || !request.targets.is_batch();
             let improves = best.is_none_or(|(_, least)| score < least);
-            if counts && improves && has_capacity(params, request, &load, limit) {
+            if improves && has_capacity(params, request, &load, limit) {
                 *best = Some((on, score));
             }
         }

@@ -69,7 +69,7 @@ pub(super) enum TpotLimit {
 impl TpotLimit {
     /// Returns the limit for a request with `time_left` until its TTFT deadline.
     pub(super) fn at(time_left: Seconds, targets: &Targets) -> TpotLimit {
-        match !targets.is_batch() && time_left < targets.slo.ttft * (1.0 - UNCOMMON_WAIT_SHARE) {
+        match time_left < targets.slo.ttft * (1.0 - UNCOMMON_WAIT_SHARE) {
             true => TpotLimit::Common,
             false => TpotLimit::Every,
         }
@@ -157,8 +157,8 @@ impl Load {
     /// Returns whether one more stream of `kv` tokens that will grow by `growth` fits within the
     /// engine's own limit, the KV memory less [`HEADROOM`], and the TPOT targets of that stream and
     /// of the running ones. `admitted` gives the longest decode step for a target. Batch work is
-    /// admitted to [`BATCH_SHARE`] of the memory and of the smallest target of all classes. `limit`
-    /// tells which targets count.
+    /// admitted to [`BATCH_SHARE`] of the memory and of the smallest target of all classes, whatever
+    /// `limit`.
     pub(super) fn admits_stream(
         &self,
         params: &Params,
@@ -168,13 +168,11 @@ impl Load {
         admitted: impl Fn(Seconds) -> Seconds,
     ) -> bool {
         let is_batch = targets.is_batch();
-        let (own, memory) = match is_batch {
-            true => (params.slo.tpot.min(params.class_tpot), BATCH_SHARE),
-            false => (targets.slo.tpot, 1.0 - HEADROOM),
-        };
-        let own = match limit {
-            TpotLimit::Every => own,
-            TpotLimit::Common => own.max(params.slo.tpot),
+        let memory = if is_batch { BATCH_SHARE } else { 1.0 - HEADROOM };
+        let (own, others) = match limit {
+            _ if is_batch => (params.slo.tpot.min(params.class_tpot), self.tightest.tpot),
+            TpotLimit::Every => (targets.slo.tpot, self.tightest.tpot),
+            TpotLimit::Common => (targets.slo.tpot.max(params.slo.tpot), None),
         };
         let longest = |tpot| match is_batch {
             true => self.step_within(tpot, BATCH_SHARE),
@@ -184,7 +182,7 @@ impl Load {
         self.streams < self.streams_max
             && self.has_memory_for(kv, growth, memory)
             && keeps(own)
-            && (limit == TpotLimit::Common || self.tightest.tpot.is_none_or(keeps))
+            && others.is_none_or(keeps)
     }
 
     /// Returns the decode step that uses `share` of a TPOT target above the fixed cost of a step. A
