@@ -2,6 +2,7 @@
 //! the client chooses, so that they are accepted only from another gateway that controls hand-offs
 //! (a sidecar).
 
+use crate::service_class::{OBJECTIVE, TPOT, TTFT};
 use http::header::HeaderMap;
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -24,14 +25,14 @@ const HEADERS: [&str; 26] = [
     "x-gateway-destination-endpoint-scores",
     "x-llm-d-inference-fairness-id",
     "x-gateway-inference-fairness-id",
-    "x-llm-d-inference-objective",
-    "x-gateway-inference-objective",
+    OBJECTIVE[0],
+    OBJECTIVE[1],
     "x-llm-d-model-name-rewrite",
     "x-gateway-model-name-rewrite",
-    "x-llm-d-slo-ttft-ms",
-    "x-slo-ttft-ms",
-    "x-llm-d-slo-tpot-ms",
-    "x-slo-tpot-ms",
+    TTFT[0],
+    TTFT[1],
+    TPOT[0],
+    TPOT[1],
     "target-pod",
     "target-pod-ip",
     "prefill-target-pod",

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use tidegate_types::{ClassId, ClassKind, Seconds, Slo, Targets};
 
 /// Headers with the TTFT target in milliseconds: llm-d's current and earlier name.
-const TTFT: [&str; 2] = ["x-llm-d-slo-ttft-ms", "x-slo-ttft-ms"];
+pub(crate) const TTFT: [&str; 2] = ["x-llm-d-slo-ttft-ms", "x-slo-ttft-ms"];
 /// Headers with the TPOT target in milliseconds.
-const TPOT: [&str; 2] = ["x-llm-d-slo-tpot-ms", "x-slo-tpot-ms"];
+pub(crate) const TPOT: [&str; 2] = ["x-llm-d-slo-tpot-ms", "x-slo-tpot-ms"];
 /// Headers with the name of an InferenceObjective.
-const OBJECTIVE: [&str; 2] = ["x-llm-d-inference-objective", "x-gateway-inference-objective"];
+pub(crate) const OBJECTIVE: [&str; 2] =
+    ["x-llm-d-inference-objective", "x-gateway-inference-objective"];
 /// Range of targets in headers, in milliseconds: up to an hour. Others have no effect.
 const STATED: RangeInclusive<f64> = 1.0..=3_600_000.0;
 

@@ -2,6 +2,7 @@
 //! tidegate sets.
 
 use http::header::{ACCEPT_ENCODING, CONNECTION, HeaderMap, HeaderName, HeaderValue};
+use tidegate_filters::CREDENTIALS;
 use tidegate_http1::{RequestHeadWriter, is_hop_by_hop, is_listed};
 
 use crate::upstream::Address;
@@ -10,9 +11,6 @@ use crate::upstream::Address;
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// W3C trace context.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-
-/// Headers with clients' keys; removed for an engine with its own key.
-const CREDENTIALS: [&str; 3] = ["authorization", "x-api-key", "api-key"];
 
 /// Ids of one attempt of a request.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +40,7 @@ pub fn for_leg(
         let replaced = *name == X_REQUEST_ID
             || *name == ACCEPT_ENCODING
             || *name == TRACEPARENT
+            // An engine with its own key gets no client's.
             || address.key.is_some() && CREDENTIALS.contains(&text)
             || own.is_some_and(|(own, _)| own == text);
         let is_hop = is_hop_by_hop(text.as_bytes())
