@@ -38,12 +38,32 @@ pub(crate) struct TracedRequest {
     ended: Moment,
 }
 
-/// A part of a request, with its span's name.
+/// A part of a request.
 #[derive(Clone, Debug, PartialEq)]
 struct Phase {
-    name: &'static str,
+    kind: PhaseKind,
     start: Moment,
     end: Moment,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PhaseKind {
+    Queue,
+    Prefill,
+    HandOff,
+    Decode,
+}
+
+impl PhaseKind {
+    /// The name of its span.
+    const fn as_str(self) -> &'static str {
+        match self {
+            PhaseKind::Queue => "queue",
+            PhaseKind::Prefill => "prefill",
+            PhaseKind::HandOff => "hand_off",
+            PhaseKind::Decode => "decode",
+        }
+    }
 }
 
 /// A role change that has ended.
@@ -79,32 +99,32 @@ impl Times {
         let Times { arrived, placed, prefilled, first, ended, split } = self;
         let mut phases = Vec::with_capacity(4);
         let mut begin = arrived;
-        let mut until = |name, end: Moment| {
+        let mut until = |kind, end: Moment| {
             let end = end.clamp(begin, ended.max(begin));
-            phases.push(Phase { name, start: begin, end });
+            phases.push(Phase { kind, start: begin, end });
             begin = end;
         };
         let Some(placed) = placed else {
-            until("queue", ended);
+            until(PhaseKind::Queue, ended);
             return phases;
         };
-        until("queue", placed);
+        until(PhaseKind::Queue, placed);
         match (split, prefilled, first) {
             (true, Some(prefilled), Some(first)) => {
-                until("prefill", prefilled);
-                until("hand_off", first);
-                until("decode", ended);
+                until(PhaseKind::Prefill, prefilled);
+                until(PhaseKind::HandOff, first);
+                until(PhaseKind::Decode, ended);
             }
             (true, Some(prefilled), None) => {
-                until("prefill", prefilled);
-                until("hand_off", ended);
+                until(PhaseKind::Prefill, prefilled);
+                until(PhaseKind::HandOff, ended);
             }
             // Colocated, or both legs at once (SGLang): the hand-off is within the prefill.
             (_, _, Some(first)) => {
-                until("prefill", first);
-                until("decode", ended);
+                until(PhaseKind::Prefill, first);
+                until(PhaseKind::Decode, ended);
             }
-            (_, _, None) => until("prefill", ended),
+            (_, _, None) => until(PhaseKind::Prefill, ended),
         }
         phases
     }
@@ -187,22 +207,21 @@ impl TracedRequest {
             status: self.error(),
         });
         for phase in &self.phases {
-            let on = match phase.name {
-                "queue" => None,
-                "prefill" => self.prefill_on.as_ref().or(self.decode_on.as_ref()),
-                _ => self.decode_on.as_ref(),
+            let (kind, on) = match phase.kind {
+                PhaseKind::Queue => (SpanKind::Internal, None),
+                PhaseKind::Prefill => {
+                    (SpanKind::Client, self.prefill_on.as_ref().or(self.decode_on.as_ref()))
+                }
+                PhaseKind::HandOff => (SpanKind::Internal, self.decode_on.as_ref()),
+                PhaseKind::Decode => (SpanKind::Client, self.decode_on.as_ref()),
             };
             let on = on.map(|backend| SpanAttribute::text("tidegate.backend", backend));
             see(&OtlpSpan {
                 trace,
                 id: &format!("{:016x}", id().max(1)),
                 parent: Some(self.traceparent.span_id()),
-                name: phase.name,
-                kind: if phase.name == "queue" || phase.name == "hand_off" {
-                    SpanKind::Internal
-                } else {
-                    SpanKind::Client
-                },
+                name: phase.kind.as_str(),
+                kind,
                 start: clock.wall_nanos(phase.start),
                 end: clock.wall_nanos(phase.end),
                 attributes: on.into_iter().collect(),
@@ -287,7 +306,11 @@ mod tests {
         let [placed, prefilled, first] = marks.map(|mark| mark.map(Moment));
         let times =
             Times { arrived: Moment(10), placed, prefilled, first, ended: Moment(100), split };
-        times.phases().into_iter().map(|phase| (phase.name, phase.start.0, phase.end.0)).collect()
+        times
+            .phases()
+            .into_iter()
+            .map(|phase| (phase.kind.as_str(), phase.start.0, phase.end.0))
+            .collect()
     }
 
     #[test]
