@@ -23,7 +23,7 @@ help:
 
 # An emulated fleet, the proxy and a load in the terminal; ends within 90 s. ARGS="--scenario …"
 demo: setup
-	@echo 'building tidegate: some minutes on two cores the first time, then the demo runs for up to 90 s'
+	@echo 'building tidegate: about three minutes on two cores the first time, then the demo runs for up to 90 s'
 	$(CARGO) run --profile demo --no-default-features --bin tidegate -- demo $(ARGS)
 
 # Formatting, lints and all tests. Needs no GPU, and no network but crates.io.
