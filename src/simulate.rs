@@ -57,6 +57,11 @@ pub struct Args {
     /// Target for the largest gap between two tokens of an answer (ITL); default: none
     #[arg(long, value_name = "SECONDS")]
     slo_itl: Option<f64>,
+    /// Targets of a service class; the first one is class 1 of the trace's lines. TTFT,TPOT in seconds,
+    /// or batch: without targets, served with what is left. tidegate knows the classes, other policies do
+    /// not
+    #[arg(long, value_name = "TTFT,TPOT|batch", conflicts_with = "report")]
+    class: Vec<classes::ServiceClass>,
     /// Factor on the trace's output lengths
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     output_scale: f64,
@@ -195,10 +200,11 @@ fn config(args: &Args) -> Result<SimConfig, SimulateError> {
     }
     let tidegate = TidegateParams { switch, ..TidegateParams::default() };
     let slo = Slo { ttft, tpot, itl };
+    let classes = classes::of(args, itl)?;
     let prefix_caching = args.prefix_caching || args.agents.is_some();
     let disturbance = args.disturb;
     let config = SimConfig { prefix_caching, disturbance, ..SimConfig::default() };
-    Ok(SimConfig { engines, profile, second, slo, tidegate, ..config })
+    Ok(SimConfig { engines, profile, second, slo, classes, tidegate, ..config })
 }
 
 /// Returns the engine profile, and that of the second half of the fleet if two are named.
@@ -234,6 +240,8 @@ fn duration(name: &str, seconds: f64) -> Result<Seconds, SimulateError> {
     }
 }
 
+#[path = "simulate/classes.rs"]
+mod classes;
 #[path = "simulate/size.rs"]
 mod size;
 
@@ -290,5 +298,8 @@ fn print_tables(runs: &[Run], policies: usize, config: &SimConfig) {
         let reports: Vec<Report> =
             runs.iter().map(|run| run.report.clone().with_errors(&run.outcomes)).collect();
         print_table(&reports);
+        if !config.classes.is_empty() {
+            classes::print(&reports);
+        }
     }
 }

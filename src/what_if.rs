@@ -104,6 +104,7 @@ fn trace(scenario: &WhatIfScenario) -> Trace {
         prompt: arrival.prompt.max(Tokens(1)),
         output: arrival.output.max(Tokens(1)),
         blocks: arrival.blocks.to_vec(),
+        ..Arrival::default()
     };
     Trace { arrivals: scenario.arrivals.iter().map(arrival).collect() }
 }

@@ -84,6 +84,7 @@ mod tests {
             prompt: Tokens(prompt),
             output: Tokens(1),
             blocks: blocks.to_vec(),
+            ..Arrival::default()
         }
     }
 

@@ -63,6 +63,7 @@ impl Settings {
             chunk: self.placement.chunk,
             whole_below: self.placement.whole_below,
             spill: self.placement.spill,
+            batch_engine_share: PlacementParams::default().batch_engine_share,
         }
     }
 

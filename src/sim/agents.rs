@@ -56,6 +56,7 @@ fn session(random: &mut SplitMix, number: u64, start: f64, end: f64) -> Trace {
             prompt: Tokens(prompt as u64),
             output: Tokens(output as u64),
             blocks: (0..count).map(own).collect(),
+            ..Arrival::default()
         });
         // The answer is part of the next prompt.
         prompt += output;

@@ -37,12 +37,12 @@ struct EngineState {
     tpot_keys: BTreeMap<i64, BTreeSet<(i64, usize)>>,
 }
 
-/// One stream: its charge, its TPOT target in nanoseconds and, from its first token on, its key in
-/// `tpot_keys` and its first step.
+/// One stream: its charge, its TPOT target in nanoseconds (`None`: it has none) and, from its first token
+/// on, its key in `tpot_keys` and its first step.
 #[derive(Debug)]
 struct Stream {
     charge: StreamCharge<LocalU64>,
-    tpot: i64,
+    tpot: Option<i64>,
     decoding: Option<(i64, u64)>,
 }
 
@@ -201,7 +201,8 @@ impl FleetState {
     pub(crate) fn observation(&self, groups: Vec<GroupDemand>) -> Observation {
         let backends = self.pool.iter().map(|id| {
             let (engine, model) = (&self.engines[id.index()], &self.models[id.index()]);
-            let balance = engine.account.balance();
+            // Batch streams are no demand.
+            let balance = engine.account.balance().without(&engine.account.batch_streams());
             BackendObservation {
                 id: *id,
                 group: model.group,
@@ -304,11 +305,14 @@ impl FleetState {
         self.stepped(engine, steps);
         let Some(stream) = self.streams.get_mut(&request) else { return };
         let engine = &mut self.engines[engine];
-        let key = (now.0 as i64).saturating_sub((steps as i64).saturating_mul(stream.tpot));
         stream.charge.emit(1);
-        stream.decoding = Some((key, steps));
         engine.decoding += 1;
-        engine.tpot_keys.entry(stream.tpot).or_default().insert((key, request));
+        let tpot = stream.tpot.unwrap_or(0);
+        let key = (now.0 as i64).saturating_sub((steps as i64).saturating_mul(tpot));
+        stream.decoding = Some((key, steps));
+        if let Some(tpot) = stream.tpot {
+            engine.tpot_keys.entry(tpot).or_default().insert((key, request));
+        }
     }
 
     /// Records the end of a stream.
@@ -321,7 +325,7 @@ impl FleetState {
             charge.take_over(steps - first);
             let engine = &mut self.engines[engine];
             engine.decoding -= 1;
-            if let Some(keys) = engine.tpot_keys.get_mut(&tpot) {
+            if let Some(keys) = tpot.and_then(|tpot| engine.tpot_keys.get_mut(&tpot)) {
                 keys.remove(&(key, request));
             }
         }
@@ -384,6 +388,7 @@ impl View<'_> {
     }
 }
 
-fn nanos(span: Seconds) -> i64 {
-    (span.get() * 1e9) as i64
+/// Returns a TPOT target in nanoseconds; `None` for batch work, whose target is infinite.
+fn nanos(tpot: Seconds) -> Option<i64> {
+    tpot.get().is_finite().then_some((tpot.get() * 1e9) as i64)
 }

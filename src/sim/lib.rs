@@ -4,7 +4,7 @@
 //! - [`Profile`]: engines' constants
 //! - [`Engine`]: one engine's scheduler and step times
 //! - [`Trace`]: arrivals, read from a file or generated
-//! - [`Report`]: results of a run
+//! - [`Report`]: results of a run; [`Classes`]: service classes of its load
 //! - [`bound`]: upper bound on the attainment of any scheduler
 //! - [`page`], [`live_page`]: a comparison or a live run as one page, drawn by `src/page`
 //! - [`Estimate`]: means over draws of a load, with confidence intervals
@@ -23,6 +23,7 @@
 mod agents;
 mod bound;
 mod bursts;
+mod classes;
 mod cluster;
 mod disturbance;
 mod engine;
@@ -50,6 +51,7 @@ mod trace;
 
 pub use bound::bound;
 pub use bursts::Bursts;
+pub use classes::{ClassReport, Classes};
 pub use disturbance::{Disturbance, DisturbanceError};
 pub use engine::{Engine, Event, SeqId, Sequence, Work};
 pub use gaps::GapHistogram;

@@ -32,6 +32,8 @@ impl TidegateParams {
         "tells_output",
         "reports_cached",
         "kv_events",
+        "knows_classes",
+        "batch_engine_share",
         "switch",
         "flips",
         "start",
@@ -56,6 +58,8 @@ impl TidegateParams {
             "plan_interval" => self.plan_interval = Seconds(value),
             "tells_output" => self.tells_output = value > 0.0,
             "reports_cached" => self.reports_cached = value > 0.0,
+            "knows_classes" => self.knows_classes = value > 0.0,
+            "batch_engine_share" => placement.batch_engine_share = value,
             "kv_events" => self.kv_events = value > 0.0,
             "switch" => self.switch = Some(Seconds(value)),
             "flips" => self.flips = value > 0.0,
@@ -88,7 +92,7 @@ mod tests {
     #[test]
     fn every_name_changes_its_own_parameter() {
         let off = TidegateParams::default()
-            .with("flips=0,spill=0,tells_output=0,reports_cached=0")
+            .with("flips=0,spill=0,tells_output=0,reports_cached=0,knows_classes=0")
             .unwrap();
         let mut seen = vec![off];
         for name in TidegateParams::NAMES {

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use tidegate_types::{Seconds, Slo, Tokens};
 
+use crate::classes::ClassReport;
 use crate::gaps::GapHistogram;
 
 /// Outcome of one request.
@@ -65,6 +66,10 @@ pub struct Report {
     /// Number of requests that ended with an error; only in live runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errors: Option<usize>,
+    /// Results by service class; only in runs with classes. The figures above then leave batch work out
+    /// and judge each request by the targets of its class.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<ClassReport>,
 }
 
 impl Outcome {
@@ -83,6 +88,13 @@ impl Outcome {
         self.done && slo.meets_itl(self.gap_max)
     }
 
+    /// Returns the time from arrival to the last token; `None` if the request did not end.
+    pub fn took(&self) -> Option<Seconds> {
+        let gaps = self.tokens.as_f64() - 1.0;
+        let answer = self.tpot.map_or(Seconds::ZERO, |tpot| tpot * gaps.max(0.0));
+        self.ttft.filter(|_| self.done).map(|ttft| ttft + answer)
+    }
+
     /// Returns whether the request met all targets.
     pub fn meets(&self, slo: &Slo) -> bool {
         self.meets_ttft(slo) && self.meets_tpot(slo) && self.meets_itl(slo)
@@ -90,26 +102,40 @@ impl Outcome {
 }
 
 impl Report {
-    /// Computes the result of a run.
+    /// Computes the result of a run whose requests have the same targets.
     pub fn of(policy: &str, rate: f64, flips: u64, outcomes: &[Outcome], slo: &Slo) -> Report {
-        let share = |meets: &dyn Fn(&Outcome) -> bool| {
-            outcomes.iter().filter(|o| meets(o)).count() as f64 / outcomes.len().max(1) as f64
+        Report::of_each(policy, rate, flips, outcomes.iter().map(|outcome| (outcome, *slo)))
+    }
+
+    /// Computes the result of a run from each outcome and the targets of its request.
+    pub(crate) fn of_each<'a>(
+        policy: &str,
+        rate: f64,
+        flips: u64,
+        outcomes: impl Iterator<Item = (&'a Outcome, Slo)>,
+    ) -> Report {
+        let outcomes: Vec<(&Outcome, Slo)> = outcomes.collect();
+        let share = |meets: &dyn Fn(&Outcome, &Slo) -> bool| {
+            let met = outcomes.iter().filter(|(outcome, slo)| meets(outcome, slo)).count();
+            met as f64 / outcomes.len().max(1) as f64
         };
         let sorted = |value: &dyn Fn(&Outcome) -> Option<Seconds>| {
-            let mut all: Vec<f64> = outcomes.iter().filter_map(value).map(Seconds::get).collect();
+            let values = outcomes.iter().filter_map(|(outcome, _)| value(outcome));
+            let mut all: Vec<f64> = values.map(Seconds::get).collect();
             all.sort_by(f64::total_cmp);
             all
         };
+        let has_itl = outcomes.iter().any(|(_, slo)| slo.itl.is_some());
         let ttft = sorted(&|o| o.ttft);
         let tpot = sorted(&|o| o.tpot);
         Report {
             policy: policy.to_owned(),
             rate,
             requests: outcomes.len(),
-            attainment: share(&|o| o.meets(slo)),
-            ttft_attainment: share(&|o| o.meets_ttft(slo)),
-            tpot_attainment: share(&|o| o.meets_tpot(slo)),
-            itl_attainment: slo.itl.map(|_| share(&|o| o.meets_itl(slo))),
+            attainment: share(&Outcome::meets),
+            ttft_attainment: share(&Outcome::meets_ttft),
+            tpot_attainment: share(&Outcome::meets_tpot),
+            itl_attainment: has_itl.then(|| share(&Outcome::meets_itl)),
             ttft_p50: percentile(&ttft, 0.5),
             ttft_p99: percentile(&ttft, 0.99),
             tpot_p50: percentile(&tpot, 0.5),
@@ -120,6 +146,7 @@ impl Report {
             hit_rate: None,
             preemptions: None,
             errors: None,
+            classes: Vec::new(),
         }
     }
 
@@ -139,7 +166,7 @@ impl Report {
 }
 
 /// Nearest-rank percentile; 0 for an empty slice.
-fn percentile(sorted: &[f64], share: f64) -> f64 {
+pub(crate) fn percentile(sorted: &[f64], share: f64) -> f64 {
     let rank = (share * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
 }

@@ -1,8 +1,9 @@
 //! Simulation of a policy on a fleet over a trace, as run by `tidegate simulate`.
 
-use tidegate_types::{Moment, Seconds, Slo};
+use tidegate_types::{ClassId, Moment, Seconds, Slo, Targets};
 
 use crate::bound::bound;
+use crate::classes::{ClassReport, Classes};
 use crate::cluster::{Cluster, Router};
 use crate::disturbance::Disturbance;
 use crate::gaps::GapHistogram;
@@ -29,8 +30,10 @@ pub struct SimConfig {
     /// Profile of the second half of the engines in a mixed fleet (same model, other hardware);
     /// `None`: all engines are equal.
     pub second: Option<Profile>,
-    /// TTFT and TPOT targets.
+    /// Targets of the default class.
     pub slo: Slo,
+    /// The other service classes. Policies but `tidegate` do not know them.
+    pub classes: Classes,
     /// Whether engines cache and reuse the KV of shared prompt prefixes.
     pub prefix_caching: bool,
     /// Deviations of the engines from the model.
@@ -63,6 +66,7 @@ impl Default for SimConfig {
             profile: Profile::default(),
             second: None,
             slo: Slo::default(),
+            classes: Classes::default(),
             prefix_caching: false,
             disturbance: Disturbance::default(),
             // An overloaded fleet needs up to half an hour for its backlog, and the longest answer
@@ -84,6 +88,11 @@ impl SimConfig {
     /// Returns the profile of each engine that policies assume.
     pub fn assumed_fleet(&self) -> Vec<Profile> {
         self.fleet().iter().map(|profile| self.disturbance.assumed(profile)).collect()
+    }
+
+    /// Returns the targets of a request of this class.
+    pub fn targets(&self, class: ClassId) -> Targets {
+        self.classes.targets(class, self.slo)
     }
 
     /// Returns a profile with the best constant of each kind in the fleet: an upper bound for its
@@ -160,10 +169,18 @@ impl Cell<'_> {
         let mut cluster = Cluster::new(trace, config);
         cluster.run(router, Moment::from_start(trace.end() + config.drain));
         let outcomes = cluster.outcomes();
-        let report = Report::of(&policy.to_string(), rate, router.flips(), &outcomes, &config.slo);
+        let judged = trace.arrivals.iter().zip(&outcomes).filter_map(|(arrival, outcome)| {
+            let targets = config.targets(arrival.class);
+            (!targets.is_batch()).then_some((outcome, targets.slo))
+        });
+        let report = Report::of_each(&policy.to_string(), rate, router.flips(), judged);
+        let classes = match config.classes.is_empty() {
+            true => Vec::new(),
+            false => ClassReport::of(trace, &outcomes, |class| config.targets(class)),
+        };
         let gaps = cluster.gaps().clone();
         let (hit_rate, preemptions) = (cluster.hit_rate(), cluster.preemptions());
-        let report = Report { hit_rate, preemptions, ..report }.with_gaps(&gaps);
+        let report = Report { hit_rate, preemptions, classes, ..report }.with_gaps(&gaps);
         Run { report, outcomes, gaps, split: None, timeline: Timeline::default() }
     }
 }
@@ -190,6 +207,7 @@ fn bound_run(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
         hit_rate: None,
         preemptions: None,
         errors: None,
+        classes: Vec::new(),
     };
     let gaps = GapHistogram::default();
     Run { report, outcomes: Vec::new(), gaps, split: None, timeline: Timeline::default() }

@@ -24,7 +24,7 @@ const POLICIES: [Policy; 13] = [
 
 fn lone(prompt: u64, output: u64) -> Trace {
     let (prompt, output) = (Tokens(prompt), Tokens(output));
-    Trace { arrivals: vec![Arrival { at: Seconds(1.0), prompt, output, blocks: Vec::new() }] }
+    Trace { arrivals: vec![Arrival { at: Seconds(1.0), prompt, output, ..Arrival::default() }] }
 }
 
 fn busy(seed: u64) -> Trace {
@@ -119,7 +119,7 @@ fn the_largest_gap_is_the_step_shared_with_a_prefill() {
         at: Seconds(at),
         prompt: Tokens(prompt),
         output: Tokens(output),
-        blocks: Vec::new(),
+        ..Arrival::default()
     };
     let trace = Trace { arrivals: vec![arrival(0.0, 100, 100), arrival(0.3, 1000, 1)] };
     let config = SimConfig { engines: 1, ..SimConfig::default() };
@@ -277,4 +277,50 @@ proptest! {
             prop_assert!(outcome.ttft.is_none_or(|ttft| ttft.get() > 0.0));
         }
     }
+}
+
+/// Bursts of `rate` requests per second in the default class, and a share of them in class 1.
+fn classed(rate: f64, share: f64) -> Trace {
+    let trace = Trace::bursts(3, Seconds(120.0), rate, Seconds(20.0)).scale_output(0.3);
+    trace.with_class(ClassId(1), share, 7)
+}
+
+#[test]
+fn batch_work_takes_what_is_left_and_attains_nothing_of_its_own() {
+    let load = classed(20.0, 0.7);
+    let classes = Classes::default().with_batch().unwrap();
+    let config = SimConfig { engines: 4, classes, ..SimConfig::default() };
+    let reports = |trace: &Trace, config: &SimConfig| {
+        simulate(trace, 1.0, Policy::Tidegate, config).report.classes
+    };
+    let known = reports(&load, &config);
+    let alone = reports(&load.clone().without_class(ClassId(1)), &config);
+    let tidegate = TidegateParams { knows_classes: false, ..TidegateParams::default() };
+    let unknown = reports(&load, &SimConfig { tidegate, ..config });
+    let default = |reports: &[ClassReport]| reports[0].attainment.unwrap();
+    assert_eq!((known[0].class, known[1].class, known[1].attainment), (0, 1, None));
+    assert!(default(&known) > default(&alone) - 0.02, "{known:?} {alone:?}");
+    assert!(default(&known) > default(&unknown) + 0.05, "{known:?} {unknown:?}");
+    assert!(known[1].done > 0.2 && known[1].done < unknown[1].done, "{known:?} {unknown:?}");
+}
+
+#[test]
+fn each_class_is_judged_by_its_own_targets() {
+    let strict = Slo { ttft: Seconds(0.5), tpot: Seconds(0.02), itl: None };
+    let classes = Classes::default().with_interactive(strict).unwrap();
+    let config = SimConfig { classes, ..SimConfig::default() };
+    let (trace, tidegate) = (classed(11.0, 0.2), TidegateParams::default());
+    let run = simulate(&trace, 1.0, Policy::Tidegate, &config);
+    let met = trace.arrivals.iter().zip(&run.outcomes).filter(|(arrival, outcome)| {
+        let slo = if arrival.class == ClassId(1) { strict } else { config.slo };
+        outcome.meets(&slo)
+    });
+    assert_eq!(run.report.attainment, met.count() as f64 / trace.arrivals.len() as f64);
+    let tidegate = TidegateParams { knows_classes: false, ..tidegate };
+    let unknown = simulate(&trace, 1.0, Policy::Tidegate, &SimConfig { tidegate, ..config });
+    let strict = |run: &Run| run.report.classes[1].attainment.unwrap();
+    assert!(strict(&run) > strict(&unknown) + 0.02, "{:?} {:?}", run.report, unknown.report);
+    assert!(
+        simulate(&trace, 1.0, Policy::Tidegate, &SimConfig::default()).report.classes.is_empty()
+    );
 }

@@ -20,6 +20,7 @@ use tidegate_types::{
     BackendId, GroupId, Moment, PoolId, RequestId, Role, RoleCapability, Seconds, Targets, Tokens,
 };
 
+use crate::classes::Classes;
 use crate::cluster::{Cluster, Router};
 use crate::engine::Work;
 use crate::fleet_state::FleetState;
@@ -53,6 +54,9 @@ pub struct TidegateParams {
     /// Whether engines publish KV events (vLLM `--kv-events-config`), so that the prefix index
     /// knows their evictions. Default false.
     pub kv_events: bool,
+    /// Whether the scheduler knows the service classes of the load. Otherwise it treats each request as
+    /// one of the default class. Default true.
+    pub knows_classes: bool,
     /// Whether the planner may flip engines.
     pub flips: bool,
     /// Duration of the role switch of `DrainThenCall` engines, which serve no colocated requests.
@@ -75,6 +79,7 @@ impl Default for TidegateParams {
             tells_output: false,
             reports_cached: true,
             kv_events: false,
+            knows_classes: true,
             flips: true,
             switch: None,
             start: None,
@@ -88,6 +93,8 @@ const POOL: PoolId = PoolId(0);
 /// Router of the policy `tidegate`.
 pub(crate) struct TidegateRouter {
     params: TidegateParams,
+    /// The classes that the scheduler knows.
+    classes: Classes,
     fleet_state: FleetState,
     arrivals: ArrivalCounters<LocalU64>,
     /// The arrivals at the previous plan.
@@ -109,6 +116,8 @@ impl TidegateRouter {
         let profile = &config.profile;
         params.placement.slo = config.slo;
         params.placement.chunk = profile.chunk;
+        let classes = if params.knows_classes { config.classes } else { Classes::default() };
+        params.placement.class_tpot = classes.smallest_tpot();
         params.planner.slo = config.slo;
         params.planner.chunk = config.profile.chunk;
         params.planner.switch = params.switch.unwrap_or(params.planner.switch);
@@ -132,6 +141,7 @@ impl TidegateRouter {
         TidegateRouter {
             queue: DispatchQueue::with_limit(params.placement.queue_max),
             params,
+            classes,
             fleet_state,
             arrivals: ArrivalCounters::default(),
             planned_arrivals: ArrivalTotals::default(),
@@ -153,7 +163,12 @@ impl TidegateRouter {
     fn job(&self, cluster: &Cluster<'_>, request: usize) -> PrefillRequest {
         let arrival = &cluster.trace().arrivals[request];
         let (id, now) = (id_of(request), cluster.now());
-        let targets = self.targets();
+        let targets = self.targets(arrival);
+        // As in the proxy, whose batch classes have no queue deadline unless one is set.
+        let queue_deadline = match targets.is_batch() {
+            true => Moment::NEVER,
+            false => now + self.params.queue_deadline,
+        };
         PrefillRequest {
             id,
             pool: POOL,
@@ -165,16 +180,35 @@ impl TidegateRouter {
             arrived: now,
             targets,
             ttft_deadline: now + targets.slo.ttft,
-            queue_deadline: now + self.params.queue_deadline,
+            queue_deadline,
             disaggregation: Disaggregation::Allowed,
             seed: id.spread(),
             excluded: Excluded::default(),
         }
     }
 
-    /// Returns the targets of a request: all are of one class.
-    fn targets(&self) -> Targets {
-        Targets::of_default_class(self.params.placement.slo)
+    /// Returns the targets of a request, as the scheduler knows them.
+    fn targets(&self, arrival: &Arrival) -> Targets {
+        self.classes.targets(arrival.class, self.params.placement.slo)
+    }
+
+    /// Counts a request as demand: its predicted prefill work, and its targets where they differ from the
+    /// default ones. Batch work uses the remaining capacity and is not counted.
+    fn count(&self, work: Seconds, job: &PrefillRequest) {
+        if job.is_batch() {
+            return;
+        }
+        self.arrivals.count(work, job.prompt, job.expected_output);
+        let default = &self.params.placement.slo;
+        if job.targets.slo != *default {
+            self.arrivals.count_targets(&job.targets.slo, default, job.expected_output);
+        }
+    }
+
+    /// Returns the number of queued requests that have precedence over `job`.
+    fn waiting_before(&self, job: &PrefillRequest) -> usize {
+        let batch = if job.is_batch() { self.queue.waiting_batch(POOL) } else { 0 };
+        self.queue.waiting(POOL) + batch
     }
 
     fn apply_kv_events(&self, cluster: &mut Cluster<'_>) {
@@ -207,7 +241,7 @@ impl TidegateRouter {
         });
         for (id, from, on, stream) in decoding {
             let arrival = &cluster.trace().arrivals[request_of(id)];
-            let tpot = self.targets().slo.tpot;
+            let tpot = self.targets(arrival).slo.tpot;
             self.fleet_state.decoding(request_of(id), stream, tpot);
             let lacks = self.fleet_state.lacks(on, &arrival.blocks, arrival.prompt);
             self.learning.decode_sent(request_of(id), on, lacks, &self.fleet_state, now);
@@ -221,7 +255,8 @@ impl TidegateRouter {
             cluster.refuse(request_of(id));
         }
         self.timeline.waiting(now, self.queue.waiting(POOL) + self.queue.waiting_decodes());
-        if !self.queue.is_empty() {
+        // As in the proxy, waiting batch work wakes no planner.
+        if self.queue.has_interactive() {
             let earliest = self.planned_at + self.params.plan_gap;
             self.wake(cluster, earliest.max(now));
         }
@@ -229,13 +264,13 @@ impl TidegateRouter {
 
     /// Sends a reserved first leg.
     fn start(&mut self, cluster: &mut Cluster<'_>, request: usize, leg: LegReservation<LocalU64>) {
-        let Arrival { prompt, blocks, .. } = &cluster.trace().arrivals[request];
+        let arrival = &cluster.trace().arrivals[request];
         let on = leg.on;
         let work = if leg.stream.is_some() { Work::Colocated } else { Work::PrefillOnly };
         self.learning.prefill_sent(request, on, leg.predicted, cluster.now());
-        let tpot = self.targets().slo.tpot;
+        let tpot = self.targets(arrival).slo.tpot;
         self.fleet_state.placed(request, leg, tpot);
-        self.fleet_state.sent(id_of(request), on, blocks, *prompt);
+        self.fleet_state.sent(id_of(request), on, &arrival.blocks, arrival.prompt);
         cluster.admit(request, on.index(), work);
     }
 
@@ -297,9 +332,9 @@ impl Router for TidegateRouter {
         let blocks = &cluster.trace().arrivals[request].blocks;
         let cached = self.fleet_state.look_up(job.id, blocks).min(job.prompt - Tokens(1));
         let work = self.fleet_state.mean_prefill().predict(job.prompt - cached, cached);
-        self.arrivals.count(work, job.prompt, job.expected_output);
+        self.count(work, &job);
         // Queued requests have precedence.
-        if self.queue.waiting(POOL) == 0 {
+        if self.waiting_before(&job) == 0 {
             let now = cluster.now();
             match try_place(&self.params.placement, now, &job, &self.fleet_state.view(now)) {
                 PlaceResult::Reserved(leg) => return self.start(cluster, request, leg),
@@ -326,7 +361,7 @@ impl Router for TidegateRouter {
             id,
             pool: POOL,
             from,
-            targets: self.targets(),
+            targets: self.targets(arrival),
             kv: arrival.prompt,
             expected_output: self
                 .learning

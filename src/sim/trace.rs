@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 use thiserror::Error;
-use tidegate_types::{Seconds, Tokens};
+use tidegate_types::{CLASSES_MAX, ClassId, Seconds, Tokens};
 
 use crate::random::SplitMix;
 
@@ -25,6 +25,8 @@ pub struct Arrival {
     pub output: Tokens,
     /// Ids of the prompt's 512-token blocks, if the trace has them; equal ids are equal text.
     pub blocks: Vec<u64>,
+    /// Service class.
+    pub class: ClassId,
 }
 
 /// Arrivals ordered by time, the first at zero or later.
@@ -69,6 +71,8 @@ struct JsonLine {
     output_length: u64,
     #[serde(default)]
     hash_ids: Vec<u64>,
+    #[serde(default)]
+    class: u8,
 }
 
 impl Trace {
@@ -173,7 +177,7 @@ impl Trace {
                 at: Seconds(at),
                 prompt: Tokens(prompt as u64),
                 output: Tokens(output as u64),
-                blocks: Vec::new(),
+                ..Arrival::default()
             });
         }
     }
@@ -194,11 +198,15 @@ fn json_line(line: &str) -> Result<Arrival, String> {
     if !(0.0..=TIMESTAMP_MAX).contains(&timestamp) {
         return Err(format!("timestamp is {timestamp}, must be 0 to {TIMESTAMP_MAX} ms"));
     }
+    if usize::from(line.class) > CLASSES_MAX {
+        return Err(format!("class is {}, must be 0 to {CLASSES_MAX}", line.class));
+    }
     Ok(Arrival {
         at: Seconds::from_millis(timestamp),
         prompt: tokens("input_length", line.input_length)?,
         output: tokens("output_length", line.output_length)?,
         blocks: line.hash_ids,
+        class: ClassId(line.class),
     })
 }
 
@@ -218,7 +226,7 @@ fn csv_line(line: &str) -> Result<Arrival, String> {
     let count = |text: &str| text.trim().parse::<u64>().map_err(|e| format!("{text:?}: {e}"));
     let prompt = tokens("context tokens", count(field("context tokens")?)?)?;
     let output = tokens("generated tokens", count(field("generated tokens")?)?)?;
-    Ok(Arrival { at, prompt, output, blocks: Vec::new() })
+    Ok(Arrival { at, prompt, output, ..Arrival::default() })
 }
 
 fn seconds_of(stamp: &str) -> Result<Seconds, String> {
@@ -244,12 +252,15 @@ mod tests {
 
     #[test]
     fn both_formats_are_read() {
-        let json = "{\"timestamp\": 500, \"input_length\": 7, \"output_length\": 2, \"hash_ids\": [1]}\n\
+        let json = "{\"timestamp\": 500, \"input_length\": 7, \"output_length\": 2, \"hash_ids\": [1], \"class\": 2}\n\
                     {\"timestamp\": 27, \"input_length\": 1706, \"output_length\": 13}\n";
         let trace = Trace::parse(json).unwrap();
         assert_eq!(trace.arrivals[0].prompt, Tokens(1706));
         assert!((trace.arrivals[1].at.get() - 0.473).abs() < 1e-9);
         assert_eq!(trace.arrivals[1].blocks, [1]);
+        assert_eq!((trace.arrivals[0].class, trace.arrivals[1].class), (ClassId(0), ClassId(2)));
+        let ninth = json.replace("\"class\": 2", "\"class\": 9");
+        assert_eq!(Trace::parse(&ninth).unwrap_err().line, 1);
         let csv = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 23:59:59.5,4808,10\n\
                    2023-11-17 00:00:01.0319600,3180,8\n";
         let trace = Trace::parse(csv).unwrap();

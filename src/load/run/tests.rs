@@ -15,7 +15,12 @@ async fn one() -> (RunningEmulator, Target) {
 }
 
 fn arrival(at: f64, prompt: u64, output: u64) -> Arrival {
-    Arrival { at: Seconds(at), prompt: Tokens(prompt), output: Tokens(output), blocks: Vec::new() }
+    Arrival {
+        at: Seconds(at),
+        prompt: Tokens(prompt),
+        output: Tokens(output),
+        ..Arrival::default()
+    }
 }
 
 fn config(target: Target, trace: Trace, drain: f64) -> LoadConfig {

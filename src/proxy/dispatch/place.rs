@@ -7,8 +7,7 @@ use std::sync::atomic::AtomicU64;
 use tidegate_scheduler::cost::Matches;
 use tidegate_scheduler::dispatch;
 use tidegate_scheduler::inflight::StreamCharge;
-use tidegate_scheduler::placement::{DecodeRequest, Params, PrefillRequest};
-use tidegate_scheduler::tuning::BATCH_SHARE;
+use tidegate_scheduler::placement::{DecodeRequest, Params, PrefillRequest, queue_limit};
 use tidegate_types::{BackendId, Moment};
 
 use crate::backends::fleet::{KnownPrefixes, PlacementView};
@@ -55,14 +54,8 @@ pub async fn find(
             PlaceOutcome::Wait => {}
         }
     }
-    proxy.queue.wait_for_place(job, matches, queue_max(settings, job)).await
-}
-
-/// Returns the number of waiting requests of any kind from which on `job` is refused: `requests_max`,
-/// and [`BATCH_SHARE`] of it for batch work.
-fn queue_max(settings: &SettingsInForce, job: &PrefillRequest) -> usize {
-    let most = settings.placement.queue_max;
-    if job.is_batch() { (most as f64 * BATCH_SHARE) as usize } else { most }
+    let limit = queue_limit(settings.placement.queue_max, &job.targets);
+    proxy.queue.wait_for_place(job, matches, limit).await
 }
 
 /// Reserves a backend for `job` now, or returns why that is impossible.

@@ -3,7 +3,7 @@
 
 use crate::cost::{DecodeModel, Matches, PrefillModel, TransferModel};
 use crate::placement::{Params, PrefillRequest};
-use crate::tuning::{BATCH_SHARE, HEADROOM, UNCOMMON_WAIT_SHARE};
+use crate::tuning::{HEADROOM, UNCOMMON_WAIT_SHARE};
 use tidegate_types::{BackendId, GroupId, PoolId, Role, Seconds, Targets, TightestTargets, Tokens};
 
 /// State of one backend at one moment.
@@ -157,8 +157,8 @@ impl Load {
     /// Returns whether one more stream of `kv` tokens that will grow by `growth` fits within the
     /// engine's own limit, the KV memory less [`HEADROOM`], and the TPOT targets of that stream and
     /// of the running ones. `admitted` gives the longest decode step for a target. Batch work is
-    /// admitted to [`BATCH_SHARE`] of the memory and of the smallest target of all classes, whatever
-    /// `limit`.
+    /// admitted to [`Params::batch_engine_share`] of the memory and of the smallest target of all
+    /// classes, whatever `limit`.
     pub(super) fn admits_stream(
         &self,
         params: &Params,
@@ -168,14 +168,14 @@ impl Load {
         admitted: impl Fn(Seconds) -> Seconds,
     ) -> bool {
         let is_batch = targets.is_batch();
-        let memory = if is_batch { BATCH_SHARE } else { 1.0 - HEADROOM };
+        let memory = if is_batch { params.batch_engine_share } else { 1.0 - HEADROOM };
         let (own, others) = match limit {
             _ if is_batch => (params.slo.tpot.min(params.class_tpot), self.tightest.tpot),
             TpotLimit::Every => (targets.slo.tpot, self.tightest.tpot),
             TpotLimit::Common => (targets.slo.tpot.max(params.slo.tpot), None),
         };
         let longest = |tpot| match is_batch {
-            true => self.step_within(tpot, BATCH_SHARE),
+            true => self.step_within(tpot, params.batch_engine_share),
             false => admitted(tpot),
         };
         let keeps = |tpot| self.keeps_tpot_with(kv, longest(tpot));

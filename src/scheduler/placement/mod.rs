@@ -29,6 +29,6 @@ pub use considered::{CONSIDERED_MAX, Considered, considered};
 pub use decode::{place_decode, place_decode_overdue};
 pub use fleet::{Fleet, Load};
 pub use job::{DecodeRequest, Disaggregation, EXCLUDED_MAX, Excluded, PrefillRequest};
-pub use params::{LatePolicy, Params};
+pub use params::{LatePolicy, Params, queue_limit};
 pub use place::{RouteDecision, UnroutableReason, WaitReason, place};
 pub use queue::{EdfQueue, QueueFull, QueueOutcome, Reserved};

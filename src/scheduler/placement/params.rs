@@ -1,8 +1,11 @@
 //! Parameters of placement: the targets and what an operator may set. Constants are in
 //! [`tuning`](crate::tuning).
 
-use crate::tuning::{LATE_CLASS_SHARE, PREFILL_BACKLOG_MAX, SHORT_PROMPT, TRUNK_RESERVATION_SHARE};
-use tidegate_types::{Seconds, Slo, Tokens};
+use crate::tuning::{
+    BATCH_ENGINE_SHARE, BATCH_QUEUE_SHARE, LATE_CLASS_SHARE, PREFILL_BACKLOG_MAX, SHORT_PROMPT,
+    TRUNK_RESERVATION_SHARE,
+};
+use tidegate_types::{Seconds, Slo, Targets, Tokens};
 
 /// Treatment of queued requests that can no longer meet their TTFT target.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +29,9 @@ pub struct Params {
     /// Smallest TPOT target of the service classes; infinite without classes. Batch work leaves
     /// decode steps that meet it and the target of `slo`.
     pub class_tpot: Seconds,
+    /// Share of an engine up to which it takes batch work. 0 to 1, default [`BATCH_ENGINE_SHARE`]; no
+    /// setting.
+    pub batch_engine_share: f64,
     /// Prefill backlog bound of a backend. Greater than 0, default [`PREFILL_BACKLOG_MAX`]. Work in
     /// progress counts in full until its end, so that a bound below one chunk keeps the engine busy.
     /// Short prompts are also admitted while all outstanding tokens fit into one step: see
@@ -57,6 +63,12 @@ pub struct Params {
     pub queue_max: usize,
 }
 
+/// Returns the number of waiting requests of any kind from which on a request is refused, in a queue for
+/// `most` requests: [`BATCH_QUEUE_SHARE`] of them for batch work.
+pub fn queue_limit(most: usize, targets: &Targets) -> usize {
+    if targets.is_batch() { (most as f64 * BATCH_QUEUE_SHARE) as usize } else { most }
+}
+
 impl Params {
     /// Returns the most outstanding prefill tokens, the prompt's own included, with which a prompt of
     /// `uncached` tokens may start beyond the backlog bound: one chunk for a short prompt, 0
@@ -71,6 +83,7 @@ impl Default for Params {
         Params {
             slo: Slo::default(),
             class_tpot: Seconds(f64::INFINITY),
+            batch_engine_share: BATCH_ENGINE_SHARE,
             prefill_backlog_max: PREFILL_BACKLOG_MAX,
             whole_below: SHORT_PROMPT,
             chunk: Tokens(2048),

@@ -12,7 +12,7 @@ mod pool_queue;
 use crate::placement::order::order;
 use crate::placement::{
     Disaggregation, Fleet, LatePolicy, Params, PrefillRequest, RouteDecision, UnroutableReason,
-    place,
+    place, queue_limit,
 };
 use crate::tuning::{LOOK_AHEAD, RACES_MAX, SAMPLE};
 use pool_queue::{Key, PoolQueue, QueueClass};
@@ -108,8 +108,9 @@ impl EdfQueue {
     /// [`QueueFull`] if the queue has reached its limit.
     pub fn push(&mut self, job: PrefillRequest) -> Result<(), QueueFull> {
         self.remove(job.id);
-        if self.waiting.len() >= self.limit {
-            return Err(QueueFull { limit: self.limit });
+        let limit = queue_limit(self.limit, &job.targets);
+        if self.waiting.len() >= limit {
+            return Err(QueueFull { limit });
         }
         let (work, due) = (Seconds::ZERO, job.ttft_deadline);
         let class = if job.is_batch() { QueueClass::Batch } else { QueueClass::Feasible };

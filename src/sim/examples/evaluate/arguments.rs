@@ -12,12 +12,13 @@ Sections (default: all)
   ablation       tidegate with one override at a time, against the parameters in force
   disturbances   tidegate and the best fixed split under each disturbance
   headline       rate at 90 % attainment and fewest engines, beside the best fixed split
+  classes        loads of several service classes, with the classes known to the scheduler or not
 
 Options
   --short              3 seeds, chunk 2,048 only, the ablation on the tuning cells only: five
                        minutes on two cores
-  --seeds N            draws of each trace; 0 is the trace itself (default 20; ablation and headline:
-                       half of it)
+  --seeds N            draws of each trace; 0 is the trace itself (default 20; ablation, disturbances
+                       and headline: half of it)
   --only NAME          cells whose name contains NAME
   --set-of NAME        tuning, held-out or reuse: the cells of one set
   --policies P[,P…]    instead of all policies; tidegate always runs
@@ -37,11 +38,17 @@ pub enum Section {
     Ablation,
     Disturbances,
     Headline,
+    Classes,
 }
 
 impl Section {
-    pub const ALL: [Section; 4] =
-        [Section::Cells, Section::Ablation, Section::Disturbances, Section::Headline];
+    pub const ALL: [Section; 5] = [
+        Section::Cells,
+        Section::Ablation,
+        Section::Disturbances,
+        Section::Headline,
+        Section::Classes,
+    ];
 
     /// Name on the command line and in the markers of the page.
     pub fn as_str(self) -> &'static str {
@@ -50,6 +57,7 @@ impl Section {
             Section::Ablation => "ablation",
             Section::Disturbances => "disturbances",
             Section::Headline => "headline",
+            Section::Classes => "classes",
         }
     }
 }

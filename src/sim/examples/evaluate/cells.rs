@@ -11,7 +11,7 @@ const TRACES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/traces/
 /// Longest prompt that the profiles' engines take.
 const PROMPT_MAX: Tokens = Tokens(32_000);
 /// Length of generated loads.
-const GENERATED: Seconds = Seconds(1800.0);
+pub const GENERATED: Seconds = Seconds(1800.0);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Set {
@@ -232,7 +232,8 @@ fn folder_cells(folder: &Path, params: TidegateParams) -> Result<Vec<Cell>, Stri
     Ok(cells)
 }
 
-fn read(name: &str) -> Result<Trace, String> {
+/// Returns a trace of `benches/traces`.
+pub fn read(name: &str) -> Result<Trace, String> {
     parse(&Path::new(TRACES).join(name))
 }
 

@@ -11,6 +11,7 @@
 mod ablation;
 mod arguments;
 mod cells;
+mod classes;
 mod contest;
 mod document;
 mod headline;
@@ -47,6 +48,7 @@ fn run(args: &Args) -> Result<(), String> {
             Section::Ablation => (ablation::run(args)?, args.fewer_seeds()),
             Section::Disturbances => (ablation::disturbances(args)?, args.fewer_seeds()),
             Section::Headline => (headline::run(args)?, headline::seeds(args)),
+            Section::Classes => (classes::run(args)?, args.seeds),
         };
         let stamp = document::stamp(&version, &args.command, seeds, began.elapsed().as_secs_f64());
         let text = format!("{stamp}{tables}");
