@@ -12,7 +12,7 @@ use tidegate_proxy::fleet::{PoolEntry, RoutingTable, TableEntry};
 use tidegate_scheduler::cost::{DecodeModel, PrefillModel, TransferModel};
 use tidegate_scheduler::learn::{CostRegressions, Estimates, Priors};
 use tidegate_scheduler::placement::{
-    Disaggregation, Excluded, Fleet, Load, Params, PrefillRequest, considered, place,
+    BackendLoad, Disaggregation, Excluded, FleetLoads, Params, PrefillRequest, considered, place,
 };
 use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation, State, plan};
 use tidegate_types::{
@@ -74,14 +74,14 @@ fn tokenizing(c: &mut Criterion) {
 
 struct Plain(Vec<BackendId>);
 
-impl Fleet for Plain {
+impl FleetLoads for Plain {
     fn pool(&self, _pool: PoolId) -> &[BackendId] {
         &self.0
     }
 
-    fn load(&self, id: BackendId) -> Load {
+    fn load(&self, id: BackendId) -> BackendLoad {
         let busy = f64::from(id.0 % 7) * 0.02;
-        Load {
+        BackendLoad {
             role: if id.0.is_multiple_of(2) { Role::Prefill } else { Role::Decode },
             prefill: Seconds(busy),
             prefill_tokens: Tokens(u64::from(id.0 % 7) * 400),
@@ -91,7 +91,7 @@ impl Fleet for Plain {
             kv: Tokens(u64::from(id.0 % 90) * 900),
             kv_capacity: Tokens(430_000),
             slack: Seconds(0.01),
-            ..Load::idle(Role::Mixed)
+            ..BackendLoad::idle(Role::Mixed)
         }
     }
 

@@ -197,7 +197,7 @@ fn bar(phase: &ExplainedPhase, whole: f64, paint: Paint) -> String {
     let rest = " ".repeat(BAR - before - long);
     let name = match phase.name.as_str() {
         "handoff" => "hand-off",
-        "whole" => "answer",
+        "unstreamed" => "answer",
         name => name,
     };
     let on = phase.backend.as_deref().unwrap_or("");

@@ -26,7 +26,7 @@ pub fn settings(
     );
     if policy != DemoPolicy::Tidegate {
         // A conventional fixed split: each prompt is dispatched at once, roles never change.
-        text += "spill = false\n[queue]\nroom_seconds = 1000\ntrunk_reservation_share = 0\n\
+        text += "spill = false\n[queue]\nprefill_backlog_max_seconds = 1000\ntrunk_reservation_share = 0\n\
                  [planner]\nenabled = false\n";
     }
     let (prefill, decode) = (profile.prefill_model(), profile.decode_model());

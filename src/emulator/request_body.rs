@@ -145,7 +145,7 @@ fn check(
     };
     let prompts = prompts::of(chat, members)?;
     let longest = prompts.iter().map(TokenizedPrompt::tokens).max().unwrap_or(0);
-    fits(config, longest)?;
+    check_context_length(config, longest)?;
     let room = config.max_model_len.saturating_sub(longest).max(1);
     let (output, finish) = output(config, members, max_tokens, room)?;
     let (output, finish) = handoff::one_token(kind, handoff, (output, finish));
@@ -195,7 +195,7 @@ fn known_model(config: &EmulatorConfig, members: &BodyMembers<'_>) -> Result<(),
     }
 }
 
-fn fits(config: &EmulatorConfig, prompt: u64) -> Result<(), ErrorResponse> {
+fn check_context_length(config: &EmulatorConfig, prompt: u64) -> Result<(), ErrorResponse> {
     let limit = config.max_model_len;
     if prompt < limit {
         return Ok(());

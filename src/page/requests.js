@@ -1,7 +1,7 @@
 // Requests in flight and the last ended ones, each as a waterfall.
 const requestsView = { id: "requests", title: "Requests", filters: { model: "", tenant: "", outcome: "", text: "" }, open: null, list: null, error: null };
 // Of the requests in flight the latest are shown, or all if the filter selects only these.
-const shownMax = 200, inFlightMax = 8, phaseNames = { queue: "queue", prefill: "prefill", handoff: "hand-off", decode: "decode", whole: "not streamed" };
+const shownMax = 200, inFlightMax = 8, phaseNames = { queue: "queue", prefill: "prefill", handoff: "hand-off", decode: "decode", unstreamed: "not streamed" };
 
 requestsView.build = root => {
   const view = requestsView;

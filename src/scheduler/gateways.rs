@@ -65,7 +65,7 @@ pub struct ModelArrivals {
 /// The report of one gateway, or the sum of several.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Report {
+pub struct GatewayReport {
     /// By backend name; a backend without load is absent.
     pub loads: BTreeMap<String, GatewayLoad>,
     /// By model; a model without arrivals is absent.
@@ -78,7 +78,7 @@ pub struct Share {
     /// The gateway.
     pub to: String,
     /// Loads and arrivals of all others.
-    pub others: Report,
+    pub others: GatewayReport,
     /// Number of others in the sum.
     pub gateways: usize,
 }
@@ -170,12 +170,12 @@ impl ModelArrivals {
     }
 }
 
-impl Report {
+impl GatewayReport {
     /// Returns the report with every number within its bound, because peers may send any value.
-    pub fn bounded(self) -> Report {
+    pub fn bounded(self) -> GatewayReport {
         let loads = self.loads.into_iter().map(|(name, load)| (name, load.bounded()));
         let arrivals = self.arrivals.into_iter().map(ModelArrivals::bounded);
-        Report { loads: loads.collect(), arrivals: arrivals.collect() }
+        GatewayReport { loads: loads.collect(), arrivals: arrivals.collect() }
     }
 }
 
@@ -205,7 +205,7 @@ struct Total {
 
 impl Ledger {
     /// Records the report of a gateway, and adds the gateway to the sum.
-    pub fn report(&mut self, from: &str, report: Report, now: Moment) {
+    pub fn report(&mut self, from: &str, report: GatewayReport, now: Moment) {
         let report = report.bounded();
         for (name, entry) in &mut self.gateways {
             if name != from {
@@ -240,7 +240,7 @@ impl Ledger {
         let mut shares = Vec::new();
         for (position, (name, entry)) in self.gateways.iter_mut().enumerate() {
             if takes(name) {
-                let others = Report {
+                let others = GatewayReport {
                     loads: others(&totals, entry, position),
                     arrivals: std::mem::take(&mut entry.owed).into_values().collect(),
                 };

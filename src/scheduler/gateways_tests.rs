@@ -16,9 +16,9 @@ fn load(streams: u32, slack_nanos: Option<i64>) -> GatewayLoad {
     }
 }
 
-fn report(loads: &[(&str, GatewayLoad)], requests: u64) -> Report {
+fn report(loads: &[(&str, GatewayLoad)], requests: u64) -> GatewayReport {
     let arrived = ModelArrivals { model: "m".into(), requests, ..ModelArrivals::default() };
-    Report {
+    GatewayReport {
         loads: loads.iter().map(|(name, load)| ((*name).to_owned(), *load)).collect(),
         arrivals: (requests > 0).then_some(arrived).into_iter().collect(),
     }
@@ -54,14 +54,14 @@ fn a_report_replaces_the_one_before_and_a_silent_gateway_leaves_the_sum() {
     assert_eq!(share_of(&shares, "b").others.loads["x"].streams, 3);
     let shares = ledger.shares(at(1.51), |_| true);
     assert_eq!(shares.len(), 1, "a has been silent for more than a second");
-    assert_eq!((shares[0].gateways, shares[0].others.clone()), (0, Report::default()));
+    assert_eq!((shares[0].gateways, shares[0].others.clone()), (0, GatewayReport::default()));
 }
 
 #[test]
 fn arrivals_reach_every_other_gateway_once_also_one_that_takes_no_share_for_a_while() {
     let mut ledger = Ledger::default();
     for name in ["a", "b", "c"] {
-        ledger.report(name, Report::default(), at(0.0));
+        ledger.report(name, GatewayReport::default(), at(0.0));
     }
     let (mut got_b, mut got_c) = (0, 0);
     for round in 1..=10 {
@@ -100,6 +100,6 @@ fn a_report_out_of_bounds_overflows_nothing() {
 #[test]
 fn a_report_of_another_version_is_read_as_far_as_it_is_known() {
     let text = r#"{"loads":{"x":{"streams":2,"news":1}},"more":[]}"#;
-    let read: Report = serde_json::from_str(text).unwrap();
+    let read: GatewayReport = serde_json::from_str(text).unwrap();
     assert_eq!(read, report(&[("x", GatewayLoad { streams: 2, ..GatewayLoad::default() })], 0));
 }

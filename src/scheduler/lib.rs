@@ -1,7 +1,7 @@
 //! The scheduler: the route and the start of each request, and the role of each engine.
 //!
 //! # Concepts
-//! 1. **Fleet** ([`placement::Fleet`], [`placement::Load`]): per engine its role, prefill backlog,
+//! 1. **Fleet** ([`placement::FleetLoads`], [`placement::BackendLoad`]): per engine its role, prefill backlog,
 //!    streams, KV and the smallest TPOT slack of its streams, reservations included.
 //! 2. **Cost model** ([`cost`], fitted by [`learn`]): duration of a prefill, a decode step and a
 //!    hand-off.

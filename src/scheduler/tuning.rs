@@ -17,7 +17,7 @@ use tidegate_types::{Seconds, Tokens};
 
 /// Prefill backlog bound of an engine: predicted prefill work in flight beyond which the next
 /// request is queued.
-/// - Unit: seconds of prefill work. Setting: `queue.room_seconds`.
+/// - Unit: seconds of prefill work. Setting: `queue.prefill_backlog_max_seconds`.
 /// - Source: it covers the time between the end of a prefill and the arrival of the next prompt at
 ///   the engine. Requests in the engine's own queue are no longer in EDF order.
 /// - Range: 0.05 to 0.15 s. Effect: −1 point on azure code ×2 at 0.15 s.
@@ -25,7 +25,7 @@ pub const PREFILL_BACKLOG_MAX: Seconds = Seconds(0.05);
 
 /// Short prompt: with fewer uncached tokens a request is colocated, and admitted beyond the backlog
 /// bound while the outstanding tokens fit into one chunk.
-/// - Unit: tokens. Setting: `placement.whole_below_tokens`.
+/// - Unit: tokens. Setting: `placement.colocate_below_tokens`.
 /// - Source: a hand-off takes 3 ms, about as long as 64 tokens of prefill; 32 such prompts fill a
 ///   chunk of 2,048 tokens.
 /// - Range: not tried; the traces have few prompts below 64 tokens.

@@ -52,7 +52,7 @@ impl Settings {
                 .iter()
                 .map(|class| self.class_slo(class).tpot)
                 .fold(Seconds(f64::INFINITY), Seconds::min),
-            prefill_backlog_max: self.queue.room,
+            prefill_backlog_max: self.queue.prefill_backlog_max,
             late: match self.queue.late {
                 LateRequests::Serve => LatePolicy::Serve,
                 LateRequests::Refuse => LatePolicy::Refuse,
@@ -61,7 +61,7 @@ impl Settings {
             trunk_reservation_share: self.queue.trunk_reservation_share,
             queue_max: self.queue.requests_max,
             chunk: self.placement.chunk,
-            whole_below: self.placement.whole_below,
+            colocate_below: self.placement.colocate_below,
             spill: self.placement.spill,
             batch_engine_share: PlacementParams::default().batch_engine_share,
         }

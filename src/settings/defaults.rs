@@ -50,7 +50,7 @@ pub const QUEUE_REQUESTS_MAX: usize = 4096;
 /// Most clients disconnect within half a minute without a first token.
 pub const QUEUE_DEADLINE: Seconds = Seconds(30.0);
 /// The time between the end of a prefill and the arrival of the next one at the engine.
-pub const ROOM: Seconds = tuning::PREFILL_BACKLOG_MAX;
+pub const PREFILL_BACKLOG_MAX: Seconds = tuning::PREFILL_BACKLOG_MAX;
 /// 2 % prevents starvation; each further 1 % costs the others about 0.5 points of attainment.
 pub const LATE_CLASS_SHARE: f64 = tuning::LATE_CLASS_SHARE;
 /// Late requests are mostly long; each would delay several others past their target.
@@ -108,7 +108,7 @@ pub const KV_CAPACITY: Tokens = Tokens(430_000);
 /// vLLM's default for unknown GPUs.
 pub const CHUNK: Tokens = Tokens(2048);
 /// A hand-off takes 3 ms, about as long as 64 tokens of prefill on a large engine.
-pub const WHOLE_BELOW: Tokens = tuning::SHORT_PROMPT;
+pub const COLOCATE_BELOW: Tokens = tuning::SHORT_PROMPT;
 /// A scrape costs an engine milliseconds of Python; readings calibrate and do not control.
 pub const SCRAPE: Seconds = Seconds(5.0);
 /// A reading takes well below a millisecond; a lost GPU fails every request until it is detected.

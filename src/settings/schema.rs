@@ -123,8 +123,8 @@ pub struct QueueSettings {
     pub deadline: Seconds,
     /// Prefill backlog bound: predicted prefill work that may be in flight on an engine before the
     /// next request is sent to it; about one chunk.
-    #[serde(rename = "room_seconds")]
-    pub room: Seconds,
+    #[serde(rename = "prefill_backlog_max_seconds", alias = "room_seconds")]
+    pub prefill_backlog_max: Seconds,
     /// Handling of queued requests that can no longer meet their TTFT target. Retries, and prompts that
     /// would miss the target even on an idle fleet, are always served.
     pub late: LateRequests,
@@ -163,8 +163,8 @@ pub struct PlacementSettings {
     #[serde(rename = "chunk_tokens")]
     pub chunk: Tokens,
     /// Prompts with fewer uncached tokens are never disaggregated.
-    #[serde(rename = "whole_below_tokens")]
-    pub whole_below: Tokens,
+    #[serde(rename = "colocate_below_tokens", alias = "whole_below_tokens")]
+    pub colocate_below: Tokens,
 }
 
 /// `[planner]`
@@ -330,7 +330,7 @@ impl Default for QueueSettings {
         QueueSettings {
             requests_max: defaults::QUEUE_REQUESTS_MAX,
             deadline: defaults::QUEUE_DEADLINE,
-            room: defaults::ROOM,
+            prefill_backlog_max: defaults::PREFILL_BACKLOG_MAX,
             late: LateRequests::default(),
             late_class_share: defaults::LATE_CLASS_SHARE,
             trunk_reservation_share: defaults::TRUNK_RESERVATION_SHARE,
@@ -344,7 +344,7 @@ impl Default for PlacementSettings {
         PlacementSettings {
             spill: true,
             chunk: defaults::CHUNK,
-            whole_below: defaults::WHOLE_BELOW,
+            colocate_below: defaults::COLOCATE_BELOW,
         }
     }
 }

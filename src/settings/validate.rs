@@ -301,7 +301,7 @@ fn spans(settings: &Settings, found: &mut Findings) {
     found.not_negative(server.drain, "server.drain_seconds");
     found.not_negative(server.linger, "server.linger_seconds");
     found.positive(queue.deadline, "queue.deadline_seconds");
-    found.positive(queue.room, "queue.room_seconds");
+    found.positive(queue.prefill_backlog_max, "queue.prefill_backlog_max_seconds");
     let handoff = queue.handoff.get();
     found.check(
         handoff > 0.0 && handoff < LEASE.get(),
@@ -349,7 +349,7 @@ fn counts(settings: &Settings, found: &mut Findings) {
     found.number(queue.late_class_share, (0.0, 1.0), "queue.late_class_share", "");
     found.number(queue.trunk_reservation_share, (0.0, 1.0), "queue.trunk_reservation_share", "");
     found.count(placement.chunk.get(), (1, CHUNK_MAX), "placement.chunk_tokens");
-    found.count(placement.whole_below.get(), (0, CHUNK_MAX), "placement.whole_below_tokens");
+    found.count(placement.colocate_below.get(), (0, CHUNK_MAX), "placement.colocate_below_tokens");
     found.count(retry.attempts.into(), (1, ATTEMPTS_MAX), "retry.attempts");
     let idle = upstream.idle_per_backend_max as u64;
     found.count(idle, (1, IDLE_MAX), "upstream.idle_per_backend_max");

@@ -34,7 +34,7 @@ pub enum DisaggregationMode {
     /// One side of disaggregated requests.
     Half(Role),
     /// Colocated requests: "null".
-    Whole,
+    Colocated,
 }
 
 impl DisaggregationMode {
@@ -42,7 +42,7 @@ impl DisaggregationMode {
     pub const fn as_str(self) -> &'static str {
         match self {
             DisaggregationMode::Half(role) => role.as_str(),
-            DisaggregationMode::Whole => "null",
+            DisaggregationMode::Colocated => "null",
         }
     }
 
@@ -50,7 +50,7 @@ impl DisaggregationMode {
         match word {
             "prefill" => Some(DisaggregationMode::Half(Role::Prefill)),
             "decode" => Some(DisaggregationMode::Half(Role::Decode)),
-            "null" => Some(DisaggregationMode::Whole),
+            "null" => Some(DisaggregationMode::Colocated),
             _ => None,
         }
     }
@@ -143,7 +143,7 @@ mod tests {
             (r#","internal_states":[{"disaggregation_mode":"decode"}]"#, decode),
             (
                 r#","internal_states":[{"disaggregation_mode":"null"}]"#,
-                Some(DisaggregationMode::Whole),
+                Some(DisaggregationMode::Colocated),
             ),
             (
                 r#","internal_states":[{"disaggregation_mode":"decode"},{"disaggregation_mode":"prefill"}]"#,

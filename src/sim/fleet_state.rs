@@ -8,7 +8,7 @@ use tidegate_scheduler::LocalU64;
 use tidegate_scheduler::cost::{DecodeModel, Matches, PrefillModel, PrefixIndex, TransferModel};
 use tidegate_scheduler::dispatch::{Accounts, LegReservation, load_of};
 use tidegate_scheduler::inflight::{Account, Balance, PrefillCharge, StreamCharge};
-use tidegate_scheduler::placement::{Fleet, Load, PrefillRequest};
+use tidegate_scheduler::placement::{BackendLoad, FleetLoads, PrefillRequest};
 use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation};
 use tidegate_types::{
     BackendId, Moment, PoolId, RequestId, Role, RoleCapability, RoleSet, Seconds, Tokens,
@@ -56,7 +56,7 @@ pub(crate) struct FleetState {
     /// By request: its stream.
     streams: BTreeMap<usize, Stream>,
     /// By engine: its properties, without its load.
-    models: Vec<Load>,
+    models: Vec<BackendLoad>,
     /// By engine: the share of predicted hits that is real.
     hit_shares: Vec<f64>,
     /// Prefix index of the sent prompt blocks, if engines cache prefixes.
@@ -78,14 +78,14 @@ impl FleetState {
         let engines = fleet.len();
         // SGLang, the only `DrainThenCall` engine, answers colocated requests with 400.
         let colocates = capability == RoleCapability::Instant;
-        let properties = |profile: &Profile| Load {
+        let properties = |profile: &Profile| BackendLoad {
             colocates,
             streams_max: profile.max_num_seqs,
             kv_capacity: profile.kv_capacity,
             prefill_model: profile.prefill_model(),
             decode_model: profile.decode_model(),
             transfer_model: TransferModel::default(),
-            ..Load::idle(Role::Mixed)
+            ..BackendLoad::idle(Role::Mixed)
         };
         FleetState {
             pool: (0..engines).map(|engine| BackendId(engine as u16)).collect(),
@@ -351,16 +351,16 @@ impl EngineState {
     }
 }
 
-impl Fleet for View<'_> {
+impl FleetLoads for View<'_> {
     fn pool(&self, _: PoolId) -> &[BackendId] {
         &self.fleet_state.pool
     }
 
-    fn load(&self, on: BackendId) -> Load {
+    fn load(&self, on: BackendId) -> BackendLoad {
         let engine = &self.fleet_state.engines[on.index()];
         let role = self.fleet_state.roles[on.index()];
         let slack = engine.slack(self.now);
-        let fixed = Load { role, ..self.fleet_state.models[on.index()] };
+        let fixed = BackendLoad { role, ..self.fleet_state.models[on.index()] };
         load_of(fixed, &engine.account, slack)
     }
 

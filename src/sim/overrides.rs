@@ -21,11 +21,11 @@ pub enum OverrideError {
 impl TidegateParams {
     /// Names that [`set`](TidegateParams::set) takes.
     pub const NAMES: &[&str] = &[
-        "room",
+        "prefill_backlog_max",
         "late_class_share",
         "trunk_reservation_share",
         "refuse_late",
-        "whole_below",
+        "colocate_below",
         "spill",
         "demand_window",
         "plan_interval",
@@ -47,12 +47,12 @@ impl TidegateParams {
     pub fn set(&mut self, name: &str, value: f64) -> Result<(), OverrideError> {
         let (placement, planner) = (&mut self.placement, &mut self.planner);
         match name {
-            "room" => placement.prefill_backlog_max = Seconds(value),
+            "prefill_backlog_max" => placement.prefill_backlog_max = Seconds(value),
             "late_class_share" => placement.late_class_share = value,
             "trunk_reservation_share" => placement.trunk_reservation_share = value,
             "refuse_late" if value > 0.0 => placement.late = LatePolicy::Refuse,
             "refuse_late" => placement.late = LatePolicy::Serve,
-            "whole_below" => placement.whole_below = Tokens(value as u64),
+            "colocate_below" => placement.colocate_below = Tokens(value as u64),
             "spill" => (placement.spill, planner.spill) = (value > 0.0, value > 0.0),
             "demand_window" => planner.demand_window = Seconds(value),
             "plan_interval" => self.plan_interval = Seconds(value),
@@ -109,8 +109,11 @@ mod tests {
         assert_eq!((params.flips, params.start), (false, Some(5)));
         let error = |text| TidegateParams::default().with(text).unwrap_err();
         assert_eq!(error("flips"), OverrideError::Syntax("flips".to_owned()));
-        assert_eq!(error("room=x"), OverrideError::Syntax("room=x".to_owned()));
-        assert_eq!(error("room=1+rom=2"), OverrideError::Name("rom".to_owned()));
-        assert!(error("rom=2").to_string().contains("room, late_class_share"));
+        assert_eq!(
+            error("prefill_backlog_max=x"),
+            OverrideError::Syntax("prefill_backlog_max=x".to_owned())
+        );
+        assert_eq!(error("prefill_backlog_max=1+rom=2"), OverrideError::Name("rom".to_owned()));
+        assert!(error("rom=2").to_string().contains("prefill_backlog_max, late_class_share"));
     }
 }

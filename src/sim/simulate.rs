@@ -123,7 +123,7 @@ impl SimConfig {
 /// ```
 pub fn simulate(trace: &Trace, rate: f64, policy: Policy, config: &SimConfig) -> Run {
     let engines = config.engines;
-    let cell = Cell { trace, rate, policy, config };
+    let cell = PolicyRun { trace, rate, policy, config };
     match policy {
         Policy::Bound => bound_run(trace, rate, config),
         Policy::Tidegate => tidegate(&cell),
@@ -152,20 +152,20 @@ fn millis(millis: u64) -> Seconds {
 }
 
 #[derive(Clone, Copy)]
-struct Cell<'a> {
+struct PolicyRun<'a> {
     trace: &'a Trace,
     rate: f64,
     policy: Policy,
     config: &'a SimConfig,
 }
 
-impl Cell<'_> {
+impl PolicyRun<'_> {
     fn rival(&self, rival: impl rivals::Rival) -> Run {
         self.run(&mut rivals::Dispatch::new(rival, self.config.engines))
     }
 
     fn run(&self, router: &mut impl Router) -> Run {
-        let Cell { trace, rate, policy, config } = *self;
+        let PolicyRun { trace, rate, policy, config } = *self;
         let mut cluster = Cluster::new(trace, config);
         cluster.run(router, Moment::from_start(trace.end() + config.drain));
         let outcomes = cluster.outcomes();
@@ -213,14 +213,14 @@ fn bound_run(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
     Run { report, outcomes: Vec::new(), gaps, split: None, timeline: Timeline::default() }
 }
 
-fn tidegate(cell: &Cell<'_>) -> Run {
+fn tidegate(cell: &PolicyRun<'_>) -> Run {
     let timeline = Timeline::new(Moment::from_start(cell.trace.end()), TIMELINE_BINS);
     let mut router = TidegateRouter::new(cell.config, timeline);
     let run = cell.run(&mut router);
     Run { timeline: router.into_timeline(), ..run }
 }
 
-fn best_static(cell: &Cell<'_>) -> Run {
+fn best_static(cell: &PolicyRun<'_>) -> Run {
     let engines = cell.config.engines;
     let run = |prefills| Run {
         split: Some(prefills),
@@ -248,7 +248,7 @@ pub fn best_split(
 ) -> Option<(usize, Report)> {
     let drain = deadline - trace.end();
     let config = SimConfig { engines, profile, slo: *slo, drain, ..SimConfig::default() };
-    let cell = Cell { trace, rate: 1.0, policy: Policy::BestStatic, config: &config };
+    let cell = PolicyRun { trace, rate: 1.0, policy: Policy::BestStatic, config: &config };
     let best = (engines > 1).then(|| best_static(&cell))?;
     best.split.map(|prefills| (prefills, best.report))
 }

@@ -10,9 +10,9 @@ use std::{fmt, str::FromStr};
 pub enum Role {
     /// Prefill legs.
     Prefill,
-    /// Decode legs, and whole requests where its streams have slack (spill).
+    /// Decode legs, and colocated requests where its streams have slack (spill).
     Decode,
-    /// Whole requests, and either leg.
+    /// Colocated requests, and either leg.
     Mixed,
     /// No new work.
     Draining,

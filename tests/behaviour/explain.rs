@@ -91,7 +91,7 @@ async fn the_list_has_requests_in_flight_first_and_is_bounded() {
     }
     let list = proxy.admin("/v1/requests?ended=9").await;
     let names = list[0]["phases"].as_array().unwrap().iter().map(|phase| &phase["name"]);
-    assert_eq!(names.collect::<Vec<_>>(), ["queue", "whole"], "it was not streamed");
+    assert_eq!(names.collect::<Vec<_>>(), ["queue", "unstreamed"], "it was not streamed");
     let listed: Vec<&str> =
         list.as_array().unwrap().iter().map(|each| each["request_id"].as_str().unwrap()).collect();
     assert_eq!(listed, [&ids[2], &ids[1]], "the latest first, and only the last two");

@@ -117,7 +117,7 @@ async fn each_kind_of_setting_changes_under_load_without_a_failed_request() {
     assert_eq!(cors_origin(&proxy).await, None);
     load.serves_more().await;
 
-    let planner = "[planner]\nenabled = false\n[queue]\nrequests_max = 500\nroom_seconds = 0.2\n\
+    let planner = "[planner]\nenabled = false\n[queue]\nrequests_max = 500\nprefill_backlog_max_seconds = 0.2\n\
                    [placement]\nspill = false\n[retry]\nattempts = 2\n[log]\nlevel = \"warn\"\n";
     change(&proxy, &file, &text(planner, &engines)).await;
     load.serves_more().await;

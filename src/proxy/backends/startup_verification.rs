@@ -46,8 +46,8 @@ fn mode(backend: &BackendSettings) -> Option<DisaggregationMode> {
     match backend.family() {
         Family::SglangPd if backend.role_switch => None,
         Family::SglangPd => backend.role.and_then(mode_of),
-        // Only SGLang reports a mode; an SGLang engine in a PD mode refuses whole requests.
-        _ => Some(DisaggregationMode::Whole),
+        // Only SGLang reports a mode; an SGLang engine in a PD mode refuses colocated requests.
+        _ => Some(DisaggregationMode::Colocated),
     }
 }
 

@@ -310,7 +310,7 @@ impl Control {
         id.put(&mut self.membership.groups, (settings.group_name(), backend.group));
         self.regressions.join(id, priors);
         self.pins.join(id, settings.role.filter(|_| settings.pin));
-        self.fitness.join(id, configured(settings, backend.group));
+        self.compatibility.join(id, configured(settings, backend.group));
         self.catalog.join(id, ConfiguredModels::of(settings));
         self.proxy.metrics.join(&backend);
         self.proxy.signals.join(id, settings, &self.proxy.metrics);
@@ -339,7 +339,7 @@ impl Control {
         let name = backend.name.to_string();
         let numbers = Numbers::new();
         self.note(JournalEntry::new(number, wall, name, flip, "joined", "applied", numbers));
-        self.fit();
+        self.check_compatibility();
         self.note_holds();
         let host = Arc::clone(&self.proxy) as Arc<dyn SignalHost>;
         signals::follow(&host, &backend);
@@ -430,7 +430,7 @@ impl Control {
         }
         self.withdraw_replaced(now);
         let fleet = &self.proxy.fleet;
-        let (metrics, fitness) = (&self.proxy.metrics, &mut self.fitness);
+        let (metrics, compatibility) = (&self.proxy.metrics, &mut self.compatibility);
         self.membership.leaving.retain(|leaving| {
             let Leaving { backend: id, successor, until } = leaving;
             let backend = fleet.backend(*id);
@@ -447,7 +447,7 @@ impl Control {
             fleet.prefixes.set_kv_events(*id, false);
             fleet.prefixes.forget(*id);
             fleet.stored.forget(*id);
-            fitness.leave(*id);
+            compatibility.leave(*id);
             if fleet.named(&backend.name).is_none() {
                 metrics.leave(&backend.name);
             }

@@ -3,7 +3,7 @@
 //! Requests do not wait for it: if it stops, the last table stays in force.
 
 mod catalog;
-pub mod fitness;
+pub mod compatibility;
 mod gateways;
 mod membership;
 mod observe;
@@ -34,7 +34,7 @@ use crate::runtime::clock::Clock;
 use crate::telemetry::control_events::ControlEvent;
 use crate::telemetry::journal::{JournalEntry, Numbers};
 use crate::telemetry::recording::Recording;
-use fitness::Fitness;
+use compatibility::EngineCompatibility;
 use observe::DemandReader;
 use operator_roles::OperatorRoles;
 use pace::UsualDuration;
@@ -81,7 +81,7 @@ pub struct Control {
     regressions: CostRegressions,
     catalog: Catalog,
     recording: Recording,
-    fitness: Fitness,
+    compatibility: EngineCompatibility,
     operator_roles: OperatorRoles,
     membership: Membership,
     /// The leader election among several gateways; `None`: this gateway always leads.
@@ -111,7 +111,7 @@ impl Control {
         priors: Vec<Priors>,
         catalog: Catalog,
         recording: Recording,
-        fitness: Fitness,
+        compatibility: EngineCompatibility,
         operator_roles: OperatorRoles,
         membership: Membership,
         gateways: Option<Gateways>,
@@ -123,7 +123,7 @@ impl Control {
             regressions,
             catalog,
             recording,
-            fitness,
+            compatibility,
             operator_roles,
             membership,
             gateways,
@@ -360,9 +360,9 @@ impl Control {
                 (backend, cards, answer, applied)
             }
             ProbeReport::Facts { backend, facts, cards, answer, applied } => {
-                let new = self.fitness.store_facts(backend, facts);
+                let new = self.compatibility.store_facts(backend, facts);
                 if self.adopt(backend) || new {
-                    self.fit();
+                    self.check_compatibility();
                 }
                 (backend, cards, answer, applied)
             }
@@ -377,9 +377,9 @@ impl Control {
     }
 
     /// Judges compatibility again and publishes the resulting groups.
-    fn fit(&mut self) {
+    fn check_compatibility(&mut self) {
         let mut next = (**self.proxy.fleet.table()).clone();
-        self.fitness.apply(&self.proxy.fleet.backends(), &mut next);
+        self.compatibility.apply(&self.proxy.fleet.backends(), &mut next);
         self.publish(next);
     }
 
@@ -388,7 +388,8 @@ impl Control {
     fn adopt(&mut self, id: BackendId) -> bool {
         let from = self.proxy.fleet.table().plan.role(id);
         let switches = self.proxy.fleet.backend(id).capability == RoleCapability::DrainThenCall;
-        let Some(to) = self.fitness.reported_role(id).filter(|reported| *reported != from) else {
+        let Some(to) = self.compatibility.reported_role(id).filter(|reported| *reported != from)
+        else {
             return false;
         };
         if !switches || from == Role::Draining || self.switching.contains_key(&id) {
@@ -487,9 +488,9 @@ impl Control {
         if end == switch::SwitchResult::Switched {
             // A role switch empties the engine's prefix cache.
             self.proxy.fleet.prefixes.forget(backend);
-            self.fitness.switched(backend, role);
+            self.compatibility.switched(backend, role);
         }
         self.apply(flip, cause, result, Numbers::new(), self.proxy.clock.now());
-        self.fit();
+        self.check_compatibility();
     }
 }

@@ -44,7 +44,7 @@ pub async fn serve(
 ) -> Result<OpenedAnswer, Failure> {
     let proxy = serving.proxy;
     if serving.job.disaggregation == Disaggregation::Allowed
-        && proxy.shapes.runs_whole(|| serving.shape(), proxy.clock.now())
+        && proxy.shapes.runs_colocated(|| serving.shape(), proxy.clock.now())
     {
         serving.job.disaggregation = Disaggregation::Never;
     }
@@ -181,7 +181,7 @@ impl FailedAttempts {
     /// disaggregated request counts only if the failure is final, because the other leg may be the cause.
     fn has_refused(&self, on: BackendId) -> bool {
         let refuses = |failure: &LegFailure| {
-            let whole = failure.leg == LegKind::Whole || !failure.problem.is_pending();
+            let whole = failure.leg == LegKind::Colocated || !failure.problem.is_pending();
             whole && failure.problem.error_answer().is_some()
         };
         self.failures.iter().any(|failed_attempt| {

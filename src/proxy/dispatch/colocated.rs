@@ -12,7 +12,7 @@ use crate::dispatch::settle::RequestProgress;
 use crate::upstream::failure::LegKind;
 
 /// Runs the request as one leg: the client's body byte for byte.
-pub(crate) async fn whole(
+pub(crate) async fn send(
     serving: &Serving<'_>,
     mut reservation: Reservation,
     predicted: Predicted,
@@ -21,7 +21,7 @@ pub(crate) async fn whole(
     let backend = Arc::clone(&reservation.backend);
     leg::note_decode(serving, progress, &backend, Some(predicted));
     progress.runs_colocated();
-    let missed = |problem| leg::miss(&backend, LegKind::Whole, problem);
+    let missed = |problem| leg::miss(&backend, LegKind::Colocated, problem);
     let sent = serving.proxy.clock.now();
     let leg = serving.inbound.body.clone().into();
     let ahead = predicted.ahead + predicted.prefill;
@@ -79,7 +79,7 @@ pub(crate) async fn unedited(
     reservation.open_stream(serving.job.prompt, &serving.job.targets);
     // The engine has seen the request id of the prefill leg.
     progress.next_attempt();
-    let opened = whole(serving, reservation, predicted, progress).await?;
+    let opened = send(serving, reservation, predicted, progress).await?;
     let learns = learns && opened.head.status.is_success();
     if let Some(shape) = serving.shape().filter(|_| learns) {
         serving.proxy.shapes.learn(shape, serving.proxy.clock.now());

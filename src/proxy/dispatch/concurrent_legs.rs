@@ -63,7 +63,7 @@ pub(crate) async fn run(
     let from = Arc::clone(&reservation.backend);
     let Some(decode_reservation) = reserve_decode(serving, &from).await? else {
         reservation.open_stream(serving.job.prompt, &serving.job.targets);
-        return colocated::whole(serving, reservation, predicted, progress).await;
+        return colocated::send(serving, reservation, predicted, progress).await;
     };
     let to = Arc::clone(&decode_reservation.backend);
     note_backends(serving, progress, &from, &to, predicted);

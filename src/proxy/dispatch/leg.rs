@@ -8,7 +8,7 @@ use tidegate_engine::{LegBody, is_load};
 use tidegate_filters::Accepted;
 use tidegate_scheduler::inflight::Balance;
 use tidegate_scheduler::learn::{HandOffSample, Sample};
-use tidegate_scheduler::placement::{DecodeRequest, Fleet};
+use tidegate_scheduler::placement::{DecodeRequest, FleetLoads};
 use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::backends::fleet::{Backend, KnownPrefixes};

@@ -29,8 +29,8 @@ pub(crate) async fn attempt(
     progress: &mut RequestProgress<'_>,
 ) -> Result<OpenedAnswer, AttemptError> {
     match placed {
-        ReservedLeg::Whole(reservation, predicted) => {
-            colocated::whole(serving, reservation, predicted, progress).await
+        ReservedLeg::Colocated(reservation, predicted) => {
+            colocated::send(serving, reservation, predicted, progress).await
         }
         ReservedLeg::Prefill(reservation, predicted) => {
             let backend = Arc::clone(&reservation.backend);
@@ -64,7 +64,7 @@ pub(crate) async fn attempt(
                 }
                 // The family cannot split this request: it runs colocated on this backend.
                 Some(Legs::Colocated) | None => {
-                    colocated::whole(serving, reservation, predicted, progress).await
+                    colocated::send(serving, reservation, predicted, progress).await
                 }
             }
         }
@@ -92,5 +92,5 @@ async fn run_colocated(
     progress: &mut RequestProgress<'_>,
 ) -> Result<OpenedAnswer, AttemptError> {
     reservation.open_stream(serving.job.prompt, &serving.job.targets);
-    colocated::whole(serving, reservation, predicted, progress).await
+    colocated::send(serving, reservation, predicted, progress).await
 }

@@ -133,7 +133,7 @@ async fn run(
             concurrent(serving, target, pair, reservation, predicted, progress).await
         }
         // The family cannot split this request: it runs colocated on the own engine.
-        Legs::Colocated => colocated::whole(serving, reservation, predicted, progress).await,
+        Legs::Colocated => colocated::send(serving, reservation, predicted, progress).await,
     }
 }
 
@@ -153,7 +153,7 @@ async fn prefill_first(
             // The prompt is computed by the own engine instead.
             note_failure(serving, &own, problem);
             progress.next_attempt();
-            return colocated::whole(serving, reservation, predicted, progress).await;
+            return colocated::send(serving, reservation, predicted, progress).await;
         }
     };
     if !head.status.is_success() {

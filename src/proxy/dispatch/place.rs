@@ -85,12 +85,12 @@ pub fn placed(
 ) -> ReservedLeg {
     record_reaction(proxy, job.arrived, view.now);
     let backend = Arc::clone(view.backend(leg.on));
-    let whole = leg.stream.is_some();
+    let colocated = leg.stream.is_some();
     let signal = Arc::clone(proxy.queue.signal());
     let mut reservation = Reservation::new(backend, Some(leg.prefill), leg.stream, signal);
     reservation.considered = leg.considered;
-    match whole {
-        true => ReservedLeg::Whole(reservation, leg.predicted),
+    match colocated {
+        true => ReservedLeg::Colocated(reservation, leg.predicted),
         false => ReservedLeg::Prefill(reservation, leg.predicted),
     }
 }

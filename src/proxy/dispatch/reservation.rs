@@ -14,13 +14,13 @@ pub enum ReservedLeg {
     /// A prefill leg; the decode backend is chosen at its end.
     Prefill(Reservation, Predicted),
     /// The only leg of a colocated request.
-    Whole(Reservation, Predicted),
+    Colocated(Reservation, Predicted),
 }
 
 impl ReservedLeg {
     pub fn on(&self) -> BackendId {
         match self {
-            ReservedLeg::Prefill(reservation, _) | ReservedLeg::Whole(reservation, _) => {
+            ReservedLeg::Prefill(reservation, _) | ReservedLeg::Colocated(reservation, _) => {
                 reservation.backend.id
             }
         }
@@ -29,7 +29,7 @@ impl ReservedLeg {
     /// Takes the candidates of the placement.
     pub fn take_considered(&mut self) -> Option<Box<[Considered]>> {
         match self {
-            ReservedLeg::Prefill(reservation, _) | ReservedLeg::Whole(reservation, _) => {
+            ReservedLeg::Prefill(reservation, _) | ReservedLeg::Colocated(reservation, _) => {
                 reservation.considered.take()
             }
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use tidegate_filters::Accepted;
 use tidegate_scheduler::cost::Matches;
-use tidegate_scheduler::placement::{Fleet, PrefillRequest};
+use tidegate_scheduler::placement::{FleetLoads, PrefillRequest};
 use tidegate_types::{BackendId, Seconds};
 
 use crate::backends::fleet::{Backend, PlacementView};

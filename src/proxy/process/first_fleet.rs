@@ -10,7 +10,7 @@ use tidegate_types::{Moment, Plan, Role, Seconds, Tokens};
 
 use crate::backends::fleet::{Backend, Fleet, Pin, RoutingTable, TableEntry};
 use crate::backends::startup_verification;
-use crate::control::fitness::{self, Fitness};
+use crate::control::compatibility::{self, EngineCompatibility};
 use crate::control::operator_roles::OperatorRoles;
 use crate::control::{Catalog, ConfiguredModels};
 use crate::process::factory::{self, BackendFactory};
@@ -27,7 +27,7 @@ pub struct FirstFleet {
     pub priors: Vec<Priors>,
     pub pins: Vec<Option<Pin>>,
     pub catalog: Catalog,
-    pub fitness: Fitness,
+    pub compatibility: EngineCompatibility,
 }
 
 impl FirstFleet {
@@ -59,9 +59,9 @@ impl FirstFleet {
         let table = first_table(settings, &backends, &priors, &pinned, &mut catalog);
         let metrics = Metrics::new(&backends)?;
         let fleet = fleet(settings, backends.clone(), table);
-        let mut fitness = Fitness::new(configured, reported);
-        fitness::first(&mut fitness, &fleet);
-        Ok(FirstFleet { backends, fleet, metrics, priors, pins, catalog, fitness })
+        let mut compatibility = EngineCompatibility::new(configured, reported);
+        compatibility::first(&mut compatibility, &fleet);
+        Ok(FirstFleet { backends, fleet, metrics, priors, pins, catalog, compatibility })
     }
 }
 

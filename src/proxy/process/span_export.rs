@@ -47,7 +47,7 @@ enum EndpointError {
 }
 
 /// What the collector made of a batch.
-enum Sent {
+enum Export {
     /// It took all spans but these.
     Taken { rejected: u64 },
     /// It refuses them.
@@ -209,10 +209,10 @@ impl SpanExporter {
         loop {
             let sent = match timeout_at(limit, self.send(&body)).await {
                 Ok(sent) => sent,
-                Err(_) => Sent::Busy { pause: None, why: "no answer in time".to_owned() },
+                Err(_) => Export::Busy { pause: None, why: "no answer in time".to_owned() },
             };
             let (asked, why) = match sent {
-                Sent::Taken { rejected } => {
+                Export::Taken { rejected } => {
                     counters.exported.increment((spans as u64).saturating_sub(rejected));
                     counters.refused.increment(rejected);
                     if std::mem::take(&mut self.is_failing) {
@@ -220,12 +220,12 @@ impl SpanExporter {
                     }
                     break;
                 }
-                Sent::Refused(why) => {
+                Export::Refused(why) => {
                     counters.refused.increment(spans as u64);
                     log(&mut self.is_failing, &why);
                     break;
                 }
-                Sent::Busy { pause, why } => (pause, why),
+                Export::Busy { pause, why } => (pause, why),
             };
             log(&mut self.is_failing, &why);
             // Up to a quarter more, so that gateways that lost one collector do not return at once.
@@ -240,8 +240,8 @@ impl SpanExporter {
         self.shared.release(spans);
     }
 
-    async fn send(&self, body: &Bytes) -> Sent {
-        let busy = |why: String| Sent::Busy { pause: None, why };
+    async fn send(&self, body: &Bytes) -> Export {
+        let busy = |why: String| Export::Busy { pause: None, why };
         let exchange = async {
             let answer = self.pool.send(|| self.request(body.clone())).await;
             let answer = answer.map_err(|error| error.to_string())?;
@@ -257,7 +257,7 @@ impl SpanExporter {
         };
         let why = format!("the collector answers {status}");
         match status {
-            _ if status.is_success() => Sent::Taken { rejected: rejected(&text) },
+            _ if status.is_success() => Export::Taken { rejected: rejected(&text) },
             StatusCode::TOO_MANY_REQUESTS
             | StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE
@@ -268,9 +268,9 @@ impl SpanExporter {
                 let pause = after.and_then(|after| after.seconds_from(now));
                 // A value beyond any limit of a batch; Duration holds no infinite time.
                 let pause = pause.map(|pause| Duration::from_secs_f64(pause.min(3600.0)));
-                Sent::Busy { pause, why }
+                Export::Busy { pause, why }
             }
-            _ => Sent::Refused(why),
+            _ => Export::Refused(why),
         }
     }
 

@@ -122,7 +122,7 @@ fn query(id: u16, name: &str) -> Option<Vec<u8>> {
 
 /// Reads the answer to the query `id`.
 fn read_answer(id: u16, message: &[u8]) -> Result<SrvAnswer, &'static str> {
-    let mut reader = Reader { message, at: 0 };
+    let mut reader = AnswerReader { message, at: 0 };
     let mut header = [0; 6];
     for word in &mut header {
         *word = reader.word()?;
@@ -149,14 +149,14 @@ fn read_answer(id: u16, message: &[u8]) -> Result<SrvAnswer, &'static str> {
 }
 
 /// Reads a message from a position.
-struct Reader<'m> {
+struct AnswerReader<'m> {
     message: &'m [u8],
     at: usize,
 }
 
 const SHORT: &str = "the answer is cut off";
 
-impl Reader<'_> {
+impl AnswerReader<'_> {
     fn word(&mut self) -> Result<u16, &'static str> {
         let bytes = self.message.get(self.at..self.at + 2).ok_or(SHORT)?;
         self.at += 2;

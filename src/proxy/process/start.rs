@@ -91,7 +91,7 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<BuiltProxy
         desired_fleet(settings)?;
     let settings = &settings;
     let factory = BackendFactory::new(settings, &files, clock);
-    let FirstFleet { backends, fleet, metrics, priors, pins, catalog, fitness } =
+    let FirstFleet { backends, fleet, metrics, priors, pins, catalog, compatibility } =
         FirstFleet::new(settings, &files, &factory, &roles, clock)?;
     let ((queue, inbox), (senders, inboxes)) = (Queue::new(), channels());
     let Senders { control_events, found, commands, revisions, fleet_updates } = senders;
@@ -115,7 +115,7 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<BuiltProxy
         priors,
         catalog,
         recording(settings)?,
-        fitness,
+        compatibility,
         roles,
         membership,
         gateways.leadership,

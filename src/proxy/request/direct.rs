@@ -114,7 +114,7 @@ pub async fn serve(
         };
         record.placed(proxy.clock.now(), None);
         let mut progress = record.progress();
-        match colocated::whole(&serving, reservation, predicted, &mut progress).await {
+        match colocated::send(&serving, reservation, predicted, &mut progress).await {
             Ok(mut opened) if is_not_found(&opened) => {
                 opened.reservation.prefilled();
                 missing = Some(opened);

@@ -126,7 +126,7 @@ mod tests {
             last: LegFailure {
                 on: BackendId(0),
                 backend: "a".into(),
-                leg: LegKind::Whole,
+                leg: LegKind::Colocated,
                 problem: LegProblem::Exchange(ExchangeError::Closed),
             },
         };

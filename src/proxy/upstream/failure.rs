@@ -17,7 +17,7 @@ pub enum LegKind {
     /// The decode of a split request.
     Decode,
     /// The single leg of a colocated request.
-    Whole,
+    Colocated,
 }
 
 impl LegKind {
@@ -26,7 +26,7 @@ impl LegKind {
         match self {
             LegKind::Prefill => "prefill",
             LegKind::Decode => "decode",
-            LegKind::Whole => "whole",
+            LegKind::Colocated => "colocated",
         }
     }
 }

@@ -54,11 +54,11 @@ const COUNT_MASK: u64 = (1 << 48) - 1;
 
 /// Prefix index: a map from prompt blocks to the backends that hold them.
 pub struct PrefixIndex {
-    table: Table<AtomicU64>,
+    table: LineTable<AtomicU64>,
 }
 
 /// The index, generic over its atomics, so that the same code runs under the model checker.
-struct Table<W> {
+struct LineTable<W> {
     /// Allocated when the first block is inserted: unused pages cost no memory.
     pages: Box<[Page<W>]>,
     /// A power of two.
@@ -109,7 +109,7 @@ impl PrefixIndex {
     /// Returns an index of `lines` blocks, rounded up to a power of two, at 64 bytes each. The
     /// capacity of a backend is this number until [`set_capacity`](Self::set_capacity).
     pub fn new(lines: usize) -> PrefixIndex {
-        PrefixIndex { table: Table::new(lines, BACKENDS_MAX) }
+        PrefixIndex { table: LineTable::new(lines, BACKENDS_MAX) }
     }
 
     /// Inserts the blocks of `chain`, which were sent to `backend`. Call it again at every use. For
@@ -180,10 +180,10 @@ impl std::fmt::Debug for PrefixIndex {
     }
 }
 
-// === impl Table ===
+// === impl LineTable ===
 
-impl<W: SharedU64> Table<W> {
-    fn new(lines: usize, backends: usize) -> Table<W> {
+impl<W: SharedU64> LineTable<W> {
+    fn new(lines: usize, backends: usize) -> LineTable<W> {
         let lines = lines.max(WAYS).next_power_of_two();
         let clock = || BackendClock {
             count: W::new(1),
@@ -191,7 +191,7 @@ impl<W: SharedU64> Table<W> {
             invalid_up_to: W::new(0),
             kv_events: W::new(0),
         };
-        Table {
+        LineTable {
             pages: std::iter::repeat_with(OnceLock::new).take(lines.div_ceil(PAGE)).collect(),
             lines,
             backends: std::iter::repeat_with(clock).take(backends).collect(),

@@ -1,7 +1,7 @@
 //! The fleet whose accounts dispatch charges.
 
 use crate::inflight::Account;
-use crate::placement::{Fleet, Load, PrefillRequest};
+use crate::placement::{BackendLoad, FleetLoads, PrefillRequest};
 use crate::shared_u64::SharedU64;
 use std::sync::Arc;
 use tidegate_types::{BackendId, Seconds, Tokens};
@@ -9,14 +9,14 @@ use tidegate_types::{BackendId, Seconds, Tokens};
 /// Slack of a backend without a stream that has a first token: an hour, longer than any stream.
 const NO_STREAM: Seconds = Seconds(3600.0);
 
-/// A [`Fleet`] whose backends have accounts.
-pub trait Accounts: Fleet {
+/// A [`FleetLoads`] whose backends have accounts.
+pub trait Accounts: FleetLoads {
     /// Type of the accounts' counters: an atomic, or a cell of one thread.
     type Counter: SharedU64;
     /// The account of a backend.
     fn account(&self, on: BackendId) -> &Arc<Account<Self::Counter>>;
     /// Tokens of a request's prompt that the prefix index predicts to be cached on a backend.
-    /// [`Fleet::cached`] is the part of them that is expected to be real.
+    /// [`FleetLoads::cached`] is the part of them that is expected to be real.
     fn predicted_hit(&self, job: &PrefillRequest, on: BackendId) -> Tokens;
     /// Whether [`LegReservation::considered`](crate::dispatch::LegReservation::considered) is recorded.
     fn records_candidates(&self) -> bool {
@@ -26,11 +26,15 @@ pub trait Accounts: Fleet {
 
 /// Returns the load of a backend with the properties `fixed`, the charges of `account`, and the
 /// smallest TPOT slack of its streams, if one of them has a first token.
-pub fn load_of<W: SharedU64>(fixed: Load, account: &Account<W>, slack: Option<Seconds>) -> Load {
+pub fn load_of<W: SharedU64>(
+    fixed: BackendLoad,
+    account: &Account<W>,
+    slack: Option<Seconds>,
+) -> BackendLoad {
     let balance = account.total();
     // Batch streams need no slack.
     let batch = account.batch_streams().awaiting_first_token;
-    Load {
+    BackendLoad {
         tightest: account.tightest_targets(fixed.decode_model.step(1, Tokens::ZERO)),
         prefill: fixed.prefill_model.batch(balance.prefill),
         prefill_tokens: balance.prefill_tokens,

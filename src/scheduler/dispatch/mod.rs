@@ -4,7 +4,7 @@
 //!   first leg
 //! - [`try_place`], [`try_place_decode`]: place and reserve now, if a backend has capacity
 //! - [`DispatchQueue`]: the queued requests, and the pass that places those with capacity
-//! - [`load_of`]: a backend's [`Load`](crate::placement::Load) from its properties and its account
+//! - [`load_of`]: a backend's [`BackendLoad`](crate::placement::BackendLoad) from its properties and its account
 //!
 //! The proxy and the simulator run this code: the proxy on atomics that many threads charge, the
 //! simulator on plain cells in virtual time. No function blocks or reads a clock.

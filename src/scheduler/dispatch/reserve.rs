@@ -81,7 +81,7 @@ pub(super) fn reserve<A: Accounts>(
     choice: RouteDecision,
     fleet: &A,
 ) -> Option<LegReservation<A::Counter>> {
-    let (on, work, cached, whole) = match choice {
+    let (on, work, cached, colocated) = match choice {
         RouteDecision::Prefill { on, predicted, cached } => (on, predicted, cached, false),
         RouteDecision::Colocated { on, predicted, cached } => (on, predicted, cached, true),
         RouteDecision::Wait(_) | RouteDecision::Unroutable(_) => return None,
@@ -94,7 +94,7 @@ pub(super) fn reserve<A: Accounts>(
     let candidates =
         fleet.records_candidates().then(|| considered(params, now, job, fleet, (on, &load)));
     let prefill = account.try_charge_prefill(work, uncached, bound)?;
-    let stream = match whole {
+    let stream = match colocated {
         true => Some(account.try_open_stream(job.prompt, &job.targets, load.streams_max)?),
         false => None,
     };

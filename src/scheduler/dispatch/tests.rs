@@ -3,7 +3,7 @@
 use super::*;
 use crate::inflight::Account;
 use crate::placement::fixture::{decode_request, idle, job};
-use crate::placement::{Fleet, Load, Params, PrefillRequest};
+use crate::placement::{BackendLoad, FleetLoads, Params, PrefillRequest};
 use crate::shared_u64::{LocalU64, SharedU64};
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -11,15 +11,15 @@ use std::sync::atomic::AtomicU64;
 use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Targets, Tokens};
 
 /// Engines with accounts.
-struct Engines<W: SharedU64> {
+struct EnginesWithAccounts<W: SharedU64> {
     pool: Vec<BackendId>,
-    fixed: Vec<Load>,
+    fixed: Vec<BackendLoad>,
     accounts: Vec<Arc<Account<W>>>,
 }
 
-impl<W: SharedU64> Engines<W> {
-    fn new(fixed: Vec<Load>) -> Engines<W> {
-        Engines {
+impl<W: SharedU64> EnginesWithAccounts<W> {
+    fn new(fixed: Vec<BackendLoad>) -> EnginesWithAccounts<W> {
+        EnginesWithAccounts {
             pool: (0..fixed.len()).map(|slot| BackendId(slot as u16)).collect(),
             accounts: fixed.iter().map(|_| Arc::default()).collect(),
             fixed,
@@ -31,12 +31,12 @@ impl<W: SharedU64> Engines<W> {
     }
 }
 
-impl<W: SharedU64> Fleet for Engines<W> {
+impl<W: SharedU64> FleetLoads for EnginesWithAccounts<W> {
     fn pool(&self, _: PoolId) -> &[BackendId] {
         &self.pool
     }
 
-    fn load(&self, on: BackendId) -> Load {
+    fn load(&self, on: BackendId) -> BackendLoad {
         load_of(self.fixed[on.index()], &self.accounts[on.index()], None)
     }
 
@@ -45,7 +45,7 @@ impl<W: SharedU64> Fleet for Engines<W> {
     }
 }
 
-impl<W: SharedU64> Accounts for Engines<W> {
+impl<W: SharedU64> Accounts for EnginesWithAccounts<W> {
     type Counter = W;
 
     fn account(&self, on: BackendId) -> &Arc<Account<W>> {
@@ -67,7 +67,7 @@ fn placements<W: SharedU64 + std::fmt::Debug>(
     prompts: &[u64],
 ) -> Vec<(RequestId, BackendId, bool)> {
     let roles = [Role::Prefill, Role::Prefill, Role::Decode];
-    let fleet: Engines<W> = Engines::new(roles.map(idle).to_vec());
+    let fleet: EnginesWithAccounts<W> = EnginesWithAccounts::new(roles.map(idle).to_vec());
     let (params, mut queue) = (Params::default(), DispatchQueue::with_limit(100));
     let (mut placed, mut legs) = (Vec::new(), Vec::new());
     for (n, prompt) in prompts.iter().enumerate() {
@@ -103,7 +103,7 @@ proptest! {
 
 #[test]
 fn a_reservation_charges_its_backend_and_settles_when_dropped() {
-    let fleet: Engines<LocalU64> = Engines::new(vec![idle(Role::Mixed)]);
+    let fleet: EnginesWithAccounts<LocalU64> = EnginesWithAccounts::new(vec![idle(Role::Mixed)]);
     let PlaceResult::Reserved(placed) =
         try_place(&Params::default(), at(0.0), &job(1, 1000), &fleet)
     else {
@@ -119,8 +119,9 @@ fn a_reservation_charges_its_backend_and_settles_when_dropped() {
 
 #[test]
 fn a_prefilled_request_takes_a_full_backend_after_its_deadline_only() {
-    let full = Load { streams_max: 1, ..idle(Role::Decode) };
-    let fleet: Engines<LocalU64> = Engines::new(vec![idle(Role::Prefill), full]);
+    let full = BackendLoad { streams_max: 1, ..idle(Role::Decode) };
+    let fleet: EnginesWithAccounts<LocalU64> =
+        EnginesWithAccounts::new(vec![idle(Role::Prefill), full]);
     let other = fleet.accounts[1].open_stream(Tokens(10), &Targets::default());
     // Only its own stream may be beside it.
     let mut queue = DispatchQueue::with_limit(1);
@@ -128,7 +129,7 @@ fn a_prefilled_request_takes_a_full_backend_after_its_deadline_only() {
     request.excluded.insert(BackendId(0));
     queue.push_decode(WaitingDecode { request, arrived: at(0.0), deadline: at(20.0) });
     let params = Params::default();
-    let fits = |load: Load| load.streams < load.streams_max;
+    let fits = |load: BackendLoad| load.streams < load.streams_max;
     assert!(!fits(fleet.load(BackendId(1))));
     assert!(!queue.pass(&params, at(19.9), &fleet, |outcome| panic!("{outcome:?}")));
     let mut on = None;
@@ -145,8 +146,8 @@ fn a_prefilled_request_takes_a_full_backend_after_its_deadline_only() {
 #[test]
 fn a_request_is_refused_at_its_deadline_and_without_a_usable_backend() {
     let refusals = |usable: bool, now: Moment| {
-        let load = Load { usable, ..idle(Role::Mixed) };
-        let fleet: Engines<LocalU64> = Engines::new(vec![load]);
+        let load = BackendLoad { usable, ..idle(Role::Mixed) };
+        let fleet: EnginesWithAccounts<LocalU64> = EnginesWithAccounts::new(vec![load]);
         let mut queue = DispatchQueue::with_limit(1);
         queue.push(job(1, 1000)).expect("the queue is below its limit");
         let mut refused = Vec::new();

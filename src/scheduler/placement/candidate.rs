@@ -32,7 +32,7 @@
 //! simulator; most streams missed the target by less than 2 ms per token.
 
 use crate::placement::fleet::TpotLimit;
-use crate::placement::{Load, Params, PrefillRequest};
+use crate::placement::{BackendLoad, Params, PrefillRequest};
 use crate::tuning::{HEADROOM, HOLDER_SAVES, SLACK_PRICE};
 use tidegate_types::{BackendId, Role, Seconds, Tokens};
 
@@ -58,7 +58,7 @@ pub(super) struct Evaluation<'a> {
     pub(super) params: &'a Params,
     pub(super) job: &'a PrefillRequest,
     pub(super) on: BackendId,
-    pub(super) load: &'a Load,
+    pub(super) load: &'a BackendLoad,
     pub(super) cached: Tokens,
     limit: TpotLimit,
     /// Time that the prompt adds to the engine's steps.
@@ -87,7 +87,7 @@ impl<'a> Evaluation<'a> {
     pub(super) fn new(
         params: &'a Params,
         job: &'a PrefillRequest,
-        (on, load): (BackendId, &'a Load),
+        (on, load): (BackendId, &'a BackendLoad),
         cached: Tokens,
         time_left: Seconds,
     ) -> Evaluation<'a> {

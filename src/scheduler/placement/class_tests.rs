@@ -11,7 +11,7 @@ fn batch(prompt: u64) -> PrefillRequest {
 
 #[test]
 fn batch_work_leaves_a_prefill_backend_idle_and_stalls_no_stream() {
-    let goes = |prompt, loads: &[Load]| goes(&batch(prompt), &Engines::new(loads.to_vec()));
+    let goes = |prompt, loads: &[BackendLoad]| goes(&batch(prompt), &Engines::new(loads.to_vec()));
     let decode = streaming(Decode, 30, 0.05);
     assert_eq!(goes(4000, &[idle(Prefill), decode]), Disaggregated(0), "the only one");
     assert_eq!(goes(4000, &[prefilling(Prefill, 0.001), decode]), Waits(WaitReason::PrefillBusy));
@@ -38,7 +38,7 @@ fn batch_work_without_a_usable_backend_is_refused() {
 #[test]
 fn a_prefill_beside_lax_streams_is_judged_by_their_targets() {
     // Beside the streams the prefill takes 0.23 s in two steps.
-    let engine = |tpot: f64| Load {
+    let engine = |tpot: f64| BackendLoad {
         tightest: TightestTargets { tpot: Some(Seconds(tpot)), itl: None },
         ..streaming(Decode, 30, 0.18)
     };
@@ -56,7 +56,8 @@ fn a_stricter_class_delays_a_request_for_half_of_its_ttft_target() {
     let model = idle(Decode).decode_model;
     let alone = model.base + (model.step(1, Tokens(1000)) - model.base) * 1.5;
     let tightest = TightestTargets { tpot: Some(alone), itl: None };
-    let fleet = Engines::new(vec![idle(Prefill), Load { tightest, ..streaming(Decode, 1, 1.0) }]);
+    let fleet =
+        Engines::new(vec![idle(Prefill), BackendLoad { tightest, ..streaming(Decode, 1, 1.0) }]);
     let after = |wait| place(&Params::default(), NOW + Seconds(wait), &job(1, 1000), &fleet);
     assert_eq!(after(0.4), RouteDecision::Wait(WaitReason::DecodeBusy));
     assert!(matches!(after(0.6), RouteDecision::Prefill { .. }));

@@ -1,9 +1,9 @@
 //! The candidates of one placement with their predicted costs, for records of decisions (`tidegate
-//! explain`). `place.rs` decides, on the same [`Load`]s.
+//! explain`). `place.rs` decides, on the same [`BackendLoad`]s.
 
 use crate::placement::candidate::Evaluation;
 use crate::placement::order::order;
-use crate::placement::{Fleet, Load, Params, PrefillRequest};
+use crate::placement::{BackendLoad, FleetLoads, Params, PrefillRequest};
 use tidegate_types::{BackendId, Moment, Role, Seconds, Tokens};
 
 /// Most candidates in one record.
@@ -41,8 +41,8 @@ pub fn considered(
     params: &Params,
     now: Moment,
     job: &PrefillRequest,
-    fleet: &impl Fleet,
-    (on, load): (BackendId, &Load),
+    fleet: &impl FleetLoads,
+    (on, load): (BackendId, &BackendLoad),
 ) -> Box<[Considered]> {
     let backends = fleet.pool(job.pool);
     let others = order(backends.len(), job.seed).map(|index| backends[index]);
@@ -57,8 +57,8 @@ fn seen(
     params: &Params,
     now: Moment,
     job: &PrefillRequest,
-    fleet: &impl Fleet,
-    (on, load): (BackendId, &Load),
+    fleet: &impl FleetLoads,
+    (on, load): (BackendId, &BackendLoad),
 ) -> Considered {
     let evaluation =
         Evaluation::new(params, job, (on, load), fleet.cached(job, on), job.ttft_deadline - now);

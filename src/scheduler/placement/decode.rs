@@ -3,7 +3,7 @@
 
 use crate::placement::fleet::TpotLimit;
 use crate::placement::order::order;
-use crate::placement::{DecodeRequest, Fleet, Load, Params};
+use crate::placement::{BackendLoad, DecodeRequest, FleetLoads, Params};
 use crate::tuning::{PACKING_SHARE, SAMPLE, SLACK_PRICE};
 use tidegate_types::{BackendId, Role, Seconds};
 
@@ -26,7 +26,7 @@ enum Preference {
 pub fn place_decode(
     params: &Params,
     request: &DecodeRequest,
-    fleet: &impl Fleet,
+    fleet: &impl FleetLoads,
 ) -> Option<BackendId> {
     let group = fleet.load(request.from).group;
     let backends = fleet.pool(request.pool);
@@ -69,11 +69,11 @@ pub fn place_decode(
 /// the prefill is already done. Less preferred, in this order: backends of another role, suspects, those
 /// on which the request has failed, draining ones, and last those that accept no hand-off. Returns
 /// `None` if no backend of the group is usable.
-pub fn place_decode_overdue(request: &DecodeRequest, fleet: &impl Fleet) -> Option<BackendId> {
+pub fn place_decode_overdue(request: &DecodeRequest, fleet: &impl FleetLoads) -> Option<BackendId> {
     let group = fleet.load(request.from).group;
     let loads = fleet.pool(request.pool).iter().map(|on| (*on, fleet.load(*on)));
     let usable = loads.filter(|(_, load)| load.group == group && load.usable);
-    let key = |(on, load): &(BackendId, Load)| {
+    let key = |(on, load): &(BackendId, BackendLoad)| {
         let failed = request.excluded.contains(*on);
         let draining = load.role == Role::Draining;
         (
@@ -88,7 +88,7 @@ pub fn place_decode_overdue(request: &DecodeRequest, fleet: &impl Fleet) -> Opti
     usable.min_by_key(key).map(|(on, _)| on)
 }
 
-fn preference(request: &DecodeRequest, on: BackendId, load: &Load) -> Preference {
+fn preference(request: &DecodeRequest, on: BackendId, load: &BackendLoad) -> Preference {
     match load.role.takes_decode() {
         _ if request.excluded.contains(on) => Preference::Failed,
         _ if load.suspect => Preference::Suspect,
@@ -97,14 +97,19 @@ fn preference(request: &DecodeRequest, on: BackendId, load: &Load) -> Preference
     }
 }
 
-fn has_capacity(params: &Params, request: &DecodeRequest, load: &Load, limit: TpotLimit) -> bool {
+fn has_capacity(
+    params: &Params,
+    request: &DecodeRequest,
+    load: &BackendLoad,
+    limit: TpotLimit,
+) -> bool {
     let size = (request.kv, request.expected_output);
     load.admits_stream(params, &request.targets, size, limit, |tpot| tpot)
 }
 
 /// Returns the score: predicted completion, plus [`SLACK_PRICE`] per second of prefill work ahead of
 /// the stream and of slack that it removes from the backend. The lowest score wins.
-fn score(params: &Params, request: &DecodeRequest, on: BackendId, load: &Load) -> f64 {
+fn score(params: &Params, request: &DecodeRequest, on: BackendId, load: &BackendLoad) -> f64 {
     let stays = on == request.from;
     let hand_off = if stays { Seconds::ZERO } else { load.transfer_model.predict(request.kv) };
     let steps = load.step_with(request.kv) * request.expected_output.as_f64();
@@ -115,7 +120,7 @@ fn score(params: &Params, request: &DecodeRequest, on: BackendId, load: &Load) -
 /// Returns the slack of the backend's streams without the new one, at most the TTFT target. A backend
 /// above the packing limit ([`PACKING_SHARE`]) counts with the full TTFT target, so that bin packing
 /// ends there.
-fn slack(params: &Params, request: &DecodeRequest, load: &Load) -> Seconds {
+fn slack(params: &Params, request: &DecodeRequest, load: &BackendLoad) -> Seconds {
     let packing_step = load.step_within(load.shared_tpot(request.targets.slo.tpot), PACKING_SHARE);
     let most = if params.spill { params.slo.ttft } else { Seconds::ZERO };
     match load.awaiting_first_token {

@@ -7,13 +7,13 @@ use tidegate_types::Role::{Decode, Draining, Mixed, Prefill};
 use tidegate_types::Tokens;
 use tidegate_types::{ClassKind, GroupId, Slo, Targets, TightestTargets};
 
-fn placed(request: &DecodeRequest, loads: &[Load]) -> Option<u16> {
+fn placed(request: &DecodeRequest, loads: &[BackendLoad]) -> Option<u16> {
     let engines = Engines::new(loads.to_vec());
     place_decode(&Params::default(), request, &engines).map(|on| on.0)
 }
 
 /// Asserts the decode backend of a request prefilled on backend 0, for every seed.
-fn check(loads: &[Load], expected: Option<u16>) {
+fn check(loads: &[BackendLoad], expected: Option<u16>) {
     for seed in 0..20 {
         assert_eq!(
             placed(&DecodeRequest { seed, ..decode_request(0) }, loads),
@@ -23,12 +23,12 @@ fn check(loads: &[Load], expected: Option<u16>) {
     }
 }
 
-fn dead(load: Load) -> Load {
-    Load { usable: false, ..load }
+fn dead(load: BackendLoad) -> BackendLoad {
+    BackendLoad { usable: false, ..load }
 }
 
-fn full() -> Load {
-    Load { streams_max: 50, ..streaming(Decode, 50, 1.0) }
+fn full() -> BackendLoad {
+    BackendLoad { streams_max: 50, ..streaming(Decode, 50, 1.0) }
 }
 
 #[test]
@@ -41,7 +41,11 @@ fn new_streams_are_packed_so_that_other_backends_keep_slack() {
     let rested = streaming(Decode, 40, 1.0);
     check(&[idle(Prefill), streaming(Decode, 50, 0.0), rested], Some(1));
     check(
-        &[idle(Prefill), Load { awaiting_first_token: 1, ..streaming(Decode, 50, 1.0) }, rested],
+        &[
+            idle(Prefill),
+            BackendLoad { awaiting_first_token: 1, ..streaming(Decode, 50, 1.0) },
+            rested,
+        ],
         Some(1),
     );
     // Not onto a backend that is much slower.
@@ -62,7 +66,7 @@ fn new_streams_are_packed_so_that_other_backends_keep_slack() {
 
 #[test]
 fn a_backend_stalled_by_a_prefill_is_avoided() {
-    let held_up = Load { prefill: Seconds(0.9), ..streaming(Decode, 10, 1.0) };
+    let held_up = BackendLoad { prefill: Seconds(0.9), ..streaming(Decode, 10, 1.0) };
     check(&[idle(Prefill), held_up, streaming(Decode, 40, 1.0)], Some(2));
 }
 
@@ -77,13 +81,13 @@ fn a_prefilled_request_waits_while_all_backends_are_full() {
     check(&[idle(Prefill), full()], None);
     let slow = streaming(Decode, 230, 0.0);
     check(&[idle(Prefill), slow], None);
-    let no_memory = Load { kv_capacity: Tokens(21_000), ..streaming(Decode, 20, 1.0) };
+    let no_memory = BackendLoad { kv_capacity: Tokens(21_000), ..streaming(Decode, 20, 1.0) };
     check(&[idle(Prefill), no_memory], None);
 }
 
 #[test]
 fn a_hand_off_stays_in_the_compatibility_group() {
-    let other = Load { group: GroupId(1), ..idle(Decode) };
+    let other = BackendLoad { group: GroupId(1), ..idle(Decode) };
     check(&[idle(Prefill), streaming(Decode, 90, 1.0), other], Some(1));
     check(&[idle(Prefill), full(), other], None);
 }
@@ -114,9 +118,9 @@ fn the_smallest_target_of_the_streams_limits_the_step_if_another_backend_has_cap
         let tightest = TightestTargets { tpot: smallest.map(Seconds), itl: None };
         let mut request = decode_request(0);
         request.targets.slo.tpot = Seconds(own);
-        let others = Load { tightest, ..engine };
+        let others = BackendLoad { tightest, ..engine };
         let slower = DecodeModel { base: engine.decode_model.base * 1.5, ..engine.decode_model };
-        let other = Load { decode_model: slower, ..streaming(Decode, 1, 1.0) };
+        let other = BackendLoad { decode_model: slower, ..streaming(Decode, 1, 1.0) };
         let alone = placed(&request, &[idle(Prefill), others]);
         (alone, placed(&request, &[idle(Prefill), others, other]))
     };
@@ -133,11 +137,11 @@ fn the_smallest_target_of_the_streams_limits_the_step_if_another_backend_has_cap
 fn batch_streams_leave_half_of_the_step_and_of_the_memory() {
     let batch = Targets { kind: ClassKind::Batch, slo: Slo::NONE, ..Targets::default() };
     let request = DecodeRequest { targets: batch, ..decode_request(0) };
-    let place = |load: Load| placed(&request, &[idle(Prefill), load]);
+    let place = |load: BackendLoad| placed(&request, &[idle(Prefill), load]);
     // With the default target of 30 ms, half of the 15 ms above the fixed cost is full at 105 streams.
     assert_eq!(place(streaming(Decode, 90, 1.0)), Some(1));
     assert_eq!(place(streaming(Decode, 110, 1.0)), None);
-    let memory = |kv| Load { kv: Tokens(kv), ..streaming(Decode, 10, 1.0) };
+    let memory = |kv| BackendLoad { kv: Tokens(kv), ..streaming(Decode, 10, 1.0) };
     assert_eq!(place(memory(200_000)), Some(1));
     assert_eq!(place(memory(220_000)), None);
     let strict = Params { class_tpot: Seconds(0.02), ..Params::default() };

@@ -3,7 +3,7 @@
 
 use crate::cost::{DecodeModel, Matches, PrefillModel};
 use crate::placement::{
-    DecodeRequest, Disaggregation, Excluded, Fleet, Load, PrefillRequest, RouteDecision,
+    BackendLoad, DecodeRequest, Disaggregation, Excluded, FleetLoads, PrefillRequest, RouteDecision,
 };
 use std::cell::{Cell, RefCell};
 use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Targets, Tokens};
@@ -22,27 +22,27 @@ pub(crate) const DECODE: DecodeModel = DecodeModel {
 };
 
 /// An idle engine.
-pub(crate) fn idle(role: Role) -> Load {
-    Load {
+pub(crate) fn idle(role: Role) -> BackendLoad {
+    BackendLoad {
         streams_max: 256,
         kv_capacity: Tokens(430_000),
         slack: Seconds(3600.0),
         prefill_model: PREFILL,
         decode_model: DECODE,
-        ..Load::idle(role)
+        ..BackendLoad::idle(role)
     }
 }
 
 /// An engine with this many streams of 1000 tokens and this slack.
-pub(crate) fn streaming(role: Role, streams: u32, slack: f64) -> Load {
+pub(crate) fn streaming(role: Role, streams: u32, slack: f64) -> BackendLoad {
     let kv = Tokens(u64::from(streams) * 1000);
-    Load { streams, kv, slack: Seconds(slack), ..idle(role) }
+    BackendLoad { streams, kv, slack: Seconds(slack), ..idle(role) }
 }
 
 /// An engine with this prefill work in flight.
-pub(crate) fn prefilling(role: Role, prefill: f64) -> Load {
+pub(crate) fn prefilling(role: Role, prefill: f64) -> BackendLoad {
     let tokens = (prefill / PREFILL.per_token.get()).round() as u64;
-    Load { prefill: Seconds(prefill), prefill_tokens: Tokens(tokens), ..idle(role) }
+    BackendLoad { prefill: Seconds(prefill), prefill_tokens: Tokens(tokens), ..idle(role) }
 }
 
 /// A request of `prompt` tokens that arrived at the start, with a TTFT of one second.
@@ -76,7 +76,7 @@ pub(crate) fn decode_request(from: u16) -> DecodeRequest {
     }
 }
 
-impl Load {
+impl BackendLoad {
     /// Adds an outstanding prompt.
     fn joined(&mut self, work: Seconds, tokens: Tokens) {
         let idle = self.prefill <= Seconds::ZERO;
@@ -88,13 +88,13 @@ impl Load {
 /// Engines by slot, all in one pool.
 pub(crate) struct Engines {
     pool: Vec<BackendId>,
-    loads: RefCell<Vec<Load>>,
+    loads: RefCell<Vec<BackendLoad>>,
     matches: Matches,
     asked: Cell<u64>,
 }
 
 impl Engines {
-    pub(crate) fn new(loads: Vec<Load>) -> Engines {
+    pub(crate) fn new(loads: Vec<BackendLoad>) -> Engines {
         let pool = (0..loads.len()).map(|slot| BackendId(slot as u16)).collect();
         Engines {
             pool,
@@ -132,17 +132,17 @@ impl Engines {
         self.asked.get()
     }
 
-    pub(crate) fn change(&self, slot: usize, change: impl FnOnce(&mut Load)) {
+    pub(crate) fn change(&self, slot: usize, change: impl FnOnce(&mut BackendLoad)) {
         change(&mut self.loads.borrow_mut()[slot]);
     }
 }
 
-impl Fleet for Engines {
+impl FleetLoads for Engines {
     fn pool(&self, _: PoolId) -> &[BackendId] {
         &self.pool
     }
 
-    fn load(&self, backend: BackendId) -> Load {
+    fn load(&self, backend: BackendId) -> BackendLoad {
         self.asked.set(self.asked.get() + 1);
         self.loads.borrow()[backend.index()]
     }

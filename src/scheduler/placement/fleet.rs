@@ -8,7 +8,7 @@ use tidegate_types::{BackendId, GroupId, PoolId, Role, Seconds, Targets, Tightes
 
 /// State of one backend at one moment.
 #[derive(Clone, Copy, Debug)]
-pub struct Load {
+pub struct BackendLoad {
     /// The role: the kind of new work that the backend receives.
     pub role: Role,
     /// Whether the backend may receive new work: not down, not faulty, compatible with the settings.
@@ -26,7 +26,7 @@ pub struct Load {
     pub accepts_hand_off: bool,
     /// The compatibility group: backends that may hand KV cache to each other.
     pub group: GroupId,
-    /// Predicted duration of the prefill work in flight, whole requests included, computed as one
+    /// Predicted duration of the prefill work in flight, colocated requests included, computed as one
     /// batch ([`PrefillModel::batch`]).
     pub prefill: Seconds,
     /// Uncached prompt tokens of that work.
@@ -77,11 +77,11 @@ impl TpotLimit {
 }
 
 /// The state of all engines at one moment.
-pub trait Fleet {
+pub trait FleetLoads {
     /// Every backend of a pool, usable or not.
     fn pool(&self, pool: PoolId) -> &[BackendId];
     /// One backend's load, reservations included.
-    fn load(&self, backend: BackendId) -> Load;
+    fn load(&self, backend: BackendId) -> BackendLoad;
     /// Tokens of a request's prompt that a backend has cached; less than the prompt.
     fn cached(&self, job: &PrefillRequest, backend: BackendId) -> Tokens;
     /// The backends that hold the longest prefixes of a request's prompt. Called for pools larger
@@ -92,10 +92,10 @@ pub trait Fleet {
     }
 }
 
-impl Load {
+impl BackendLoad {
     /// An idle, usable backend of group 0 with default costs, that may run every kind of leg.
-    pub fn idle(role: Role) -> Load {
-        Load {
+    pub fn idle(role: Role) -> BackendLoad {
+        BackendLoad {
             role,
             usable: true,
             suspect: false,

@@ -39,7 +39,7 @@ pub struct Params {
     pub prefill_backlog_max: Seconds,
     /// Prompts with fewer uncached tokens are short: they are colocated, and admitted beyond the
     /// backlog bound. Default [`SHORT_PROMPT`].
-    pub whole_below: Tokens,
+    pub colocate_below: Tokens,
     /// Chunk: the engines' `max_num_batched_tokens`, the most prompt tokens of one step. Default
     /// 2,048. A value that is too large is safer than one that is too small.
     pub chunk: Tokens,
@@ -74,7 +74,7 @@ impl Params {
     /// `uncached` tokens may start beyond the backlog bound: one chunk for a short prompt, 0
     /// otherwise.
     pub fn step_tokens_max(&self, uncached: Tokens) -> Tokens {
-        if uncached < self.whole_below { self.chunk } else { Tokens::ZERO }
+        if uncached < self.colocate_below { self.chunk } else { Tokens::ZERO }
     }
 }
 
@@ -85,7 +85,7 @@ impl Default for Params {
             class_tpot: Seconds(f64::INFINITY),
             batch_engine_share: BATCH_ENGINE_SHARE,
             prefill_backlog_max: PREFILL_BACKLOG_MAX,
-            whole_below: SHORT_PROMPT,
+            colocate_below: SHORT_PROMPT,
             chunk: Tokens(2048),
             spill: true,
             late_class_share: LATE_CLASS_SHARE,

@@ -5,7 +5,7 @@
 
 use crate::placement::candidate::{Candidate, Evaluation, with_hand_off};
 use crate::placement::order::order;
-use crate::placement::{Disaggregation, Fleet, Load, Params, PrefillRequest};
+use crate::placement::{BackendLoad, Disaggregation, FleetLoads, Params, PrefillRequest};
 use crate::tuning::{HOLDER_SAVES, SAMPLE};
 use tidegate_types::{BackendId, GroupId, Moment, Role, Seconds, Tokens};
 
@@ -84,7 +84,7 @@ pub fn place(
     params: &Params,
     now: Moment,
     job: &PrefillRequest,
-    fleet: &impl Fleet,
+    fleet: &impl FleetLoads,
 ) -> RouteDecision {
     let mut choice = CandidateScan::new(params, now, job, fleet, Tier::Healthy).choose();
     for tier in [Tier::Suspects, Tier::All] {
@@ -109,7 +109,7 @@ enum Tier {
 }
 
 impl Tier {
-    fn skips(self, load: &Load, failed: bool) -> bool {
+    fn skips(self, load: &BackendLoad, failed: bool) -> bool {
         match self {
             Tier::Healthy => load.suspect || failed,
             Tier::Suspects => failed,
@@ -164,7 +164,7 @@ struct CandidateScan<'a, F> {
     colocates: bool,
 }
 
-impl<'a, F: Fleet> CandidateScan<'a, F> {
+impl<'a, F: FleetLoads> CandidateScan<'a, F> {
     fn new(
         params: &'a Params,
         now: Moment,
@@ -257,7 +257,7 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
     }
 
     /// Returns the load of a backend that may receive new work.
-    fn open(&mut self, on: BackendId) -> Option<Load> {
+    fn open(&mut self, on: BackendId) -> Option<BackendLoad> {
         let load = self.fleet.load(on);
         let skipped = self.tier.skips(&load, self.job.excluded.contains(on));
         self.usable |= load.usable && !skipped;
@@ -341,7 +341,7 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
 
     fn must_colocate(&self, evaluation: &Evaluation<'_>) -> bool {
         self.job.disaggregation == Disaggregation::Never
-            || evaluation.uncached() < self.params.whole_below
+            || evaluation.uncached() < self.params.colocate_below
     }
 
     fn best(&self) -> Option<RouteDecision> {
@@ -409,7 +409,7 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
         let (slot, bit) = slot(load.group);
         let uncached = self.job.prompt - spill.cached;
         let may_disaggregate = self.job.disaggregation == Disaggregation::Allowed
-            && uncached >= self.params.whole_below;
+            && uncached >= self.params.colocate_below;
         let may = load.can_hand_off && may_disaggregate;
         let leg = with_hand_off(self.job, spill, self.decode_step[slot]);
         match may && self.decode_elsewhere & bit != 0 && self.is_in_time(&leg) {

@@ -27,7 +27,7 @@ fn goes(job: &PrefillRequest, engines: &Engines) -> Goes {
 }
 
 /// Asserts the route of a request of `prompt` tokens, for every seed.
-fn check(prompt: u64, loads: &[Load], expected: Goes) {
+fn check(prompt: u64, loads: &[BackendLoad], expected: Goes) {
     for id in 1..20 {
         assert_eq!(goes(&job(id, prompt), &Engines::new(loads.to_vec())), expected, "id {id}");
     }
@@ -38,12 +38,12 @@ fn colocated_only(prompt: u64) -> PrefillRequest {
 }
 
 /// A backend without decode capacity: its steps are longer than the TPOT target.
-fn full(role: Role) -> Load {
+fn full(role: Role) -> BackendLoad {
     streaming(role, 230, 0.0)
 }
 
-fn dead(role: Role) -> Load {
-    Load { usable: false, ..idle(role) }
+fn dead(role: Role) -> BackendLoad {
+    BackendLoad { usable: false, ..idle(role) }
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn a_long_prompt_is_disaggregated_if_the_decode_backend_has_no_slack() {
 
 #[test]
 fn engines_without_colocation_receive_disaggregated_requests_only() {
-    let pair = |load: Load| Load { colocates: false, ..load };
+    let pair = |load: BackendLoad| BackendLoad { colocates: false, ..load };
     let fleet = [pair(idle(Prefill)), pair(idle(Decode))];
     check(10, &fleet, Disaggregated(0));
     assert_eq!(goes(&colocated_only(4000), &Engines::new(fleet.to_vec())), Disaggregated(0));
@@ -90,7 +90,7 @@ fn an_idle_decode_backend_takes_no_prompt_if_a_prefill_backend_is_in_time() {
 fn a_request_that_misses_its_ttft_leaves_a_prefill_backend_idle() {
     let (decode, busy) = (streaming(Decode, 30, 0.0), prefilling(Prefill, 0.5));
     let late = Moment::START + Seconds(2.0);
-    let at = |now, loads: &[Load]| match place(
+    let at = |now, loads: &[BackendLoad]| match place(
         &Params::default(),
         now,
         &job(1, 4000),
@@ -118,8 +118,8 @@ fn a_spilled_prompt_decodes_on_another_backend_if_possible() {
     check(1000, &[busy, decode], Colocated(1));
     check(1000, &[busy, decode, tight], Disaggregated(1));
     check(1000, &[busy, decode, full(Decode)], Colocated(1));
-    check(1000, &[busy, Load { can_hand_off: false, ..decode }, tight], Colocated(1));
-    check(1000, &[busy, decode, Load { group: GroupId(1), ..tight }], Colocated(1));
+    check(1000, &[busy, BackendLoad { can_hand_off: false, ..decode }, tight], Colocated(1));
+    check(1000, &[busy, decode, BackendLoad { group: GroupId(1), ..tight }], Colocated(1));
     // A prompt that fits into a step causes no stall.
     check(200, &[busy, streaming(Decode, 30, 0.0)], Colocated(1));
     let engines = Engines::new(vec![busy, decode, tight]);
@@ -132,7 +132,7 @@ fn a_spilled_prompt_decodes_on_another_backend_if_possible() {
 #[test]
 fn a_stream_without_a_first_token_has_no_slack() {
     let busy = prefilling(Prefill, 0.5);
-    let coming = Load { awaiting_first_token: 1, ..streaming(Decode, 30, 1.0) };
+    let coming = BackendLoad { awaiting_first_token: 1, ..streaming(Decode, 30, 1.0) };
     check(1000, &[busy, coming], Waits(WaitReason::PrefillBusy));
     check(60, &[busy, coming], Colocated(1));
 }
@@ -148,7 +148,7 @@ fn a_decode_backend_takes_no_prefill_whose_longest_step_exceeds_the_itl_target()
     // Beside the streams, the longest step takes .15 s with 3,000 tokens and .07 s with 900.
     let on = |itl: Option<f64>, prompt| {
         let tightest = TightestTargets { tpot: Some(Seconds(0.03)), itl: itl.map(Seconds) };
-        let decode = Load { tightest, ..streaming(Decode, 20, 5.0) };
+        let decode = BackendLoad { tightest, ..streaming(Decode, 20, 5.0) };
         let fleet = Engines::new(vec![prefilling(Prefill, 0.5), decode]);
         place(&Params::default(), NOW, &job(1, prompt), &fleet)
     };
@@ -182,7 +182,7 @@ fn smaller_chunks_cause_shorter_stalls() {
 #[test]
 fn short_prompts_fill_a_step_beyond_the_backlog_bound() {
     // Outstanding tokens on an engine that takes half a second for them.
-    let slow = |tokens| Load { prefill_tokens: Tokens(tokens), ..prefilling(Mixed, 0.5) };
+    let slow = |tokens| BackendLoad { prefill_tokens: Tokens(tokens), ..prefilling(Mixed, 0.5) };
     check(30, &[slow(1000)], Colocated(0));
     check(30, &[slow(2018)], Colocated(0));
     check(30, &[slow(2019)], Waits(WaitReason::PrefillBusy));
@@ -191,7 +191,7 @@ fn short_prompts_fill_a_step_beyond_the_backlog_bound() {
 
 #[test]
 fn short_prompts_are_admitted_until_they_fill_a_step() {
-    let engines = Engines::new(vec![Load { streams_max: 1000, ..idle(Mixed) }]);
+    let engines = Engines::new(vec![BackendLoad { streams_max: 1000, ..idle(Mixed) }]);
     let admitted = (0..500).take_while(|id| {
         let job = job(*id, 30);
         let choice = place(&Params::default(), NOW, &job, &engines);
@@ -237,16 +237,16 @@ fn the_decode_headroom_is_a_share_of_the_target_above_the_fixed_step_cost() {
 #[test]
 fn no_prefill_starts_without_decode_capacity() {
     check(4000, &[idle(Prefill), full(Decode)], Waits(WaitReason::DecodeBusy));
-    let most = Load { streams_max: 30, ..streaming(Decode, 30, 0.0) };
+    let most = BackendLoad { streams_max: 30, ..streaming(Decode, 30, 0.0) };
     check(4000, &[idle(Prefill), most], Waits(WaitReason::DecodeBusy));
-    let no_memory = Load { kv_capacity: Tokens(34_000), ..streaming(Decode, 30, 0.0) };
+    let no_memory = BackendLoad { kv_capacity: Tokens(34_000), ..streaming(Decode, 30, 0.0) };
     check(4000, &[idle(Prefill), no_memory], Waits(WaitReason::DecodeBusy));
 }
 
 #[test]
 fn decode_capacity_in_another_group_does_not_count() {
-    let elsewhere = Load { group: GroupId(1), ..streaming(Decode, 1, 0.0) };
-    let busy = Load { group: GroupId(1), ..prefilling(Prefill, 0.5) };
+    let elsewhere = BackendLoad { group: GroupId(1), ..streaming(Decode, 1, 0.0) };
+    let busy = BackendLoad { group: GroupId(1), ..prefilling(Prefill, 0.5) };
     check(4000, &[idle(Prefill), full(Decode), busy, elsewhere], Waits(WaitReason::DecodeBusy));
 }
 
@@ -267,14 +267,14 @@ fn the_least_loaded_of_equal_backends_is_chosen() {
 #[test]
 fn a_backend_that_keeps_the_ttft_deadline_comes_before_a_faster_one() {
     // The faster decode engine would start the prefill too late.
-    let slow = Load {
+    let slow = BackendLoad {
         decode_model: crate::cost::DecodeModel {
             base: Seconds(0.020),
             ..crate::placement::fixture::DECODE
         },
         ..idle(Mixed)
     };
-    let quick = Load {
+    let quick = BackendLoad {
         prefill_model: crate::cost::PrefillModel {
             per_token: Seconds(300e-6),
             ..crate::placement::fixture::PREFILL
@@ -303,22 +303,22 @@ fn a_prefix_cache_hit_outweighs_a_small_backlog() {
 
 #[test]
 fn a_prefill_backend_that_holds_most_of_the_prefix_also_decodes_the_request() {
-    let of = |holder: Load, cached: u32| {
+    let of = |holder: BackendLoad, cached: u32| {
         let loads = vec![idle(Prefill), holder, streaming(Decode, 30, 0.0)];
         goes(&job(1, 8000), &Engines::new(loads).caching(&[(1, cached)]))
     };
     assert_eq!(of(idle(Prefill), 7500), Colocated(1), "a hand-off would copy 7500 cached tokens");
     assert_eq!(of(idle(Prefill), 3000), Disaggregated(1), "most of the KV is new anyway");
-    let split_only = Load { colocates: false, ..idle(Prefill) };
-    assert_eq!(of(split_only, 7500), Disaggregated(1), "the engine takes no whole requests");
+    let split_only = BackendLoad { colocates: false, ..idle(Prefill) };
+    assert_eq!(of(split_only, 7500), Disaggregated(1), "the engine takes no colocated requests");
     assert_eq!(of(streaming(Prefill, 8, 0.0), 7500), Disaggregated(1), "its streams lack slack");
 }
 
 #[test]
 fn a_decode_backend_that_holds_most_of_the_prefix_is_used_without_slack() {
     let of = |backlog: f64, cached: u32| {
-        let holder = Load { streams: 3, ..prefilling(Decode, backlog) };
-        let loads = vec![idle(Prefill), Load { slack: Seconds::ZERO, ..holder }];
+        let holder = BackendLoad { streams: 3, ..prefilling(Decode, backlog) };
+        let loads = vec![idle(Prefill), BackendLoad { slack: Seconds::ZERO, ..holder }];
         goes(&job(1, 20_000), &Engines::new(loads).caching(&[(1, cached)]))
     };
     assert_eq!(of(0.0, 19_000), Colocated(1), "the other prefill takes over four times the work");
@@ -351,7 +351,7 @@ fn a_group_that_lost_one_role_serves_colocated_requests() {
     check(4000, &[idle(Prefill), dead(Decode)], Colocated(0));
     check(4000, &[dead(Prefill), streaming(Decode, 30, 0.0)], Colocated(1));
     check(4000, &[dead(Prefill), full(Decode)], Waits(WaitReason::DecodeBusy));
-    let busy = Load { prefill: Seconds(0.2), ..streaming(Decode, 30, 0.0) };
+    let busy = BackendLoad { prefill: Seconds(0.2), ..streaming(Decode, 30, 0.0) };
     check(4000, &[dead(Prefill), busy], Waits(WaitReason::PrefillBusy));
 }
 
@@ -404,11 +404,11 @@ fn in_a_large_pool_equal_backends_share_the_load() {
     assert!(taken.iter().all(|count| *count < 40), "{taken:?}");
 }
 
-fn any_load() -> impl Strategy<Value = Load> {
+fn any_load() -> impl Strategy<Value = BackendLoad> {
     let role = prop::sample::select(&Role::ALL[..]);
     let often = || prop::bool::weighted(0.8);
     (role, often(), often(), 0u16..3, 0.0..0.3f64, 0u32..300, -0.5..2.0f64).prop_map(
-        |(role, usable, can_hand_off, group, prefill, streams, slack)| Load {
+        |(role, usable, can_hand_off, group, prefill, streams, slack)| BackendLoad {
             usable,
             can_hand_off,
             group: GroupId(group),
@@ -435,8 +435,8 @@ proptest! {
         let mut job = PrefillRequest { disaggregation, seed, ..job(1, prompt) };
         job.excluded.insert(BackendId(failed));
         let engines = Engines::new(loads.clone());
-        let open = |load: &Load| load.usable && load.role != Draining;
-        let has_capacity = |load: &Load| load.has_prefill_capacity(params.prefill_backlog_max)
+        let open = |load: &BackendLoad| load.usable && load.role != Draining;
+        let has_capacity = |load: &BackendLoad| load.has_prefill_capacity(params.prefill_backlog_max)
             || load.prefill_tokens + Tokens(prompt) <= params.step_tokens_max(Tokens(prompt));
         match place(&params, NOW, &job, &engines) {
             RouteDecision::Prefill { on, .. } => {
@@ -444,7 +444,7 @@ proptest! {
                 // A backend may prefill against its role if its engine allows a hand-off from that role.
                 prop_assert!(chosen.role.takes_prefill() || chosen.can_hand_off);
                 prop_assert!(open(&chosen) && has_capacity(&chosen) && !never);
-                let taker = |(slot, load): (usize, &Load)| open(load)
+                let taker = |(slot, load): (usize, &BackendLoad)| open(load)
                     && slot != on.index() && load.group == chosen.group && load.role.takes_decode();
                 prop_assert!(loads.iter().enumerate().any(taker));
             }
@@ -454,7 +454,7 @@ proptest! {
                 prop_assert!(chosen.streams < chosen.streams_max);
             }
             RouteDecision::Wait(_) => {
-                let idle = |load: &Load| load.role == Mixed && load.streams == 0
+                let idle = |load: &BackendLoad| load.role == Mixed && load.streams == 0
                     && load.prefill == Seconds::ZERO && load.usable;
                 let others = loads.iter().enumerate().filter(|(slot, _)| *slot as u16 != failed);
                 // A request that misses its TTFT everywhere may wait (trunk reservation).

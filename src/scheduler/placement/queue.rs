@@ -11,8 +11,8 @@ mod pool_queue;
 
 use crate::placement::order::order;
 use crate::placement::{
-    Disaggregation, Fleet, LatePolicy, Params, PrefillRequest, RouteDecision, UnroutableReason,
-    place, queue_limit,
+    Disaggregation, FleetLoads, LatePolicy, Params, PrefillRequest, RouteDecision,
+    UnroutableReason, place, queue_limit,
 };
 use crate::tuning::{LOOK_AHEAD, RACES_MAX, SAMPLE};
 use pool_queue::{Key, PoolQueue, QueueClass};
@@ -134,7 +134,7 @@ impl EdfQueue {
         &mut self,
         params: &Params,
         now: Moment,
-        fleet: &impl Fleet,
+        fleet: &impl FleetLoads,
         mut on: impl FnMut(QueueOutcome<'_>) -> Reserved,
     ) {
         self.expire(now, &mut on);
@@ -203,7 +203,7 @@ impl EdfQueue {
     }
 
     /// Estimates the prefill work and the latest start of new requests.
-    fn estimate(&mut self, fleet: &impl Fleet) {
+    fn estimate(&mut self, fleet: &impl FleetLoads) {
         for id in std::mem::take(&mut self.unestimated) {
             let Some(waiting) = self.waiting.get_mut(&id) else { continue };
             let Some(pool_queue) = self.pools.get_mut(&waiting.job.pool) else { continue };
@@ -245,7 +245,7 @@ impl EdfQueue {
         pool: PoolId,
         params: &Params,
         now: Moment,
-        fleet: &impl Fleet,
+        fleet: &impl FleetLoads,
         on: &mut impl FnMut(QueueOutcome<'_>) -> Reserved,
     ) {
         let mut scans =
@@ -290,7 +290,7 @@ impl EdfQueue {
         id: RequestId,
         params: &Params,
         now: Moment,
-        fleet: &impl Fleet,
+        fleet: &impl FleetLoads,
         on: &mut impl FnMut(QueueOutcome<'_>) -> Reserved,
     ) -> Tried {
         let Some(waiting) = self.waiting.get(&id) else { return Tried::Refused };
@@ -378,7 +378,7 @@ impl RefusedWork {
 /// Returns the least prefill work of a request on any backend, if idle, and the time from its end to
 /// the first token. With prefill backends that time is the shortest hand-off plus one TPOT, for the
 /// first decode step; otherwise it is 0. Both are 0 without an open backend.
-fn least_prefill(job: &PrefillRequest, fleet: &impl Fleet) -> (Seconds, Seconds) {
+fn least_prefill(job: &PrefillRequest, fleet: &impl FleetLoads) -> (Seconds, Seconds) {
     let backends = fleet.pool(job.pool);
     let sample = order(backends.len(), job.seed).take(SAMPLE).map(|index| backends[index]);
     let holders = fleet.holders(job);

@@ -186,7 +186,8 @@ fn a_job_past_its_queue_deadline_is_refused_even_with_free_capacity() {
 
 #[test]
 fn without_a_usable_backend_all_requests_are_refused_at_once() {
-    let engines = Engines::new(vec![crate::placement::Load { usable: false, ..idle(Role::Mixed) }]);
+    let engines =
+        Engines::new(vec![crate::placement::BackendLoad { usable: false, ..idle(Role::Mixed) }]);
     let mut queue = queue([due(1, 2000, 1.0, 5.0), due(2, 2000, 0.0, 7.0)]);
     let left = poll(&mut queue, at(0.5), &engines);
     assert_eq!(left, [Left::Unroutable(1), Left::Unroutable(2)]);
@@ -241,7 +242,7 @@ fn polling_a_full_pool_reads_few_loads_whatever_the_queue_length() {
 }
 
 #[derive(Clone, Debug)]
-enum Operation {
+enum QueueOperation {
     Offer {
         prompt: u64,
         ttft: f64,
@@ -256,16 +257,22 @@ enum Operation {
     Poll(f64),
 }
 
-fn operation() -> impl Strategy<Value = Operation> {
+fn operation() -> impl Strategy<Value = QueueOperation> {
     let offer = (1u64..30_000, 0.0..2.0f64, 0.0..5.0f64, any::<bool>(), 0u16..2).prop_map(
-        |(prompt, ttft, wait, never, pool)| Operation::Offer { prompt, ttft, wait, never, pool },
+        |(prompt, ttft, wait, never, pool)| QueueOperation::Offer {
+            prompt,
+            ttft,
+            wait,
+            never,
+            pool,
+        },
     );
     prop_oneof![
         6 => offer,
-        1 => (0u64..100).prop_map(Operation::Cancel),
-        3 => (0usize..3).prop_map(Operation::MakeRoom),
-        1 => (0usize..3).prop_map(Operation::Toggle),
-        4 => (0.0..0.5f64).prop_map(Operation::Poll),
+        1 => (0u64..100).prop_map(QueueOperation::Cancel),
+        3 => (0usize..3).prop_map(QueueOperation::MakeRoom),
+        1 => (0usize..3).prop_map(QueueOperation::Toggle),
+        4 => (0.0..0.5f64).prop_map(QueueOperation::Poll),
     ]
 }
 
@@ -280,9 +287,9 @@ struct World {
 }
 
 impl World {
-    fn apply(&mut self, operation: &Operation) {
+    fn apply(&mut self, operation: &QueueOperation) {
         match *operation {
-            Operation::Offer { prompt, ttft, wait, never, pool } => {
+            QueueOperation::Offer { prompt, ttft, wait, never, pool } => {
                 let id = self.offered;
                 self.offered += 1;
                 let disaggregation =
@@ -297,17 +304,17 @@ impl World {
                 let job = PrefillRequest { ttft_deadline: ttft, queue_deadline: refused, ..job };
                 self.queue.push(job).unwrap();
             }
-            Operation::Cancel(id) => {
+            QueueOperation::Cancel(id) => {
                 if self.queue.cancel(RequestId(id)) {
                     *self.left.entry(id).or_default() += 1;
                 }
             }
-            Operation::MakeRoom(slot) => self.engines.change(slot, |load| {
+            QueueOperation::MakeRoom(slot) => self.engines.change(slot, |load| {
                 let usable = load.usable;
-                *load = crate::placement::Load { usable, ..idle(load.role) };
+                *load = crate::placement::BackendLoad { usable, ..idle(load.role) };
             }),
-            Operation::Toggle(slot) => self.engines.change(slot, |load| load.usable ^= true),
-            Operation::Poll(after) => self.poll(Seconds(after)),
+            QueueOperation::Toggle(slot) => self.engines.change(slot, |load| load.usable ^= true),
+            QueueOperation::Poll(after) => self.poll(Seconds(after)),
         }
     }
 

@@ -23,24 +23,24 @@ use crate::planner::comparative_advantage::Splits;
 use crate::planner::outlook::SplitOutlook;
 use crate::tuning::{REGRET_MEMORY, SWITCH_PRICE};
 
-/// Demand since the last tick, and the capacity of the engines.
+/// Demand since the last input, and the capacity of the engines.
 #[derive(Clone, Debug)]
-pub(super) struct GroupTick {
-    /// Time since the last tick.
+pub(super) struct GroupInput {
+    /// Time since the last input.
     pub(super) elapsed: Seconds,
     /// Healthy engines in the prefill or decode role, pinned ones included.
     pub(super) engines: usize,
     /// Prefill work that arrived, in engine-seconds.
     pub(super) work: f64,
-    /// Prefill work that arrived over about one TTFT, in engine-seconds, this tick included: see
-    /// [`GroupTick::decay_over_ttft`].
+    /// Prefill work that arrived over about one TTFT, in engine-seconds, this input included: see
+    /// [`GroupInput::decay_over_ttft`].
     pub(super) recent_work: f64,
     /// Prefill work of a mean request, in engine-seconds.
     pub(super) mean_work: f64,
     /// Expected streams in steady state at the present arrival rate (Little's law at the TPOT
     /// target).
     pub(super) due: f64,
-    /// Requests that arrived since the last tick.
+    /// Requests that arrived since the last input.
     pub(super) requests: f64,
     /// Arrival rate in requests per second: mean over the demand window.
     pub(super) request_rate: f64,
@@ -82,12 +82,12 @@ pub(super) struct CounterfactualModel {
     /// on a gateway that follows, or while engines switch.
     #[serde(default)]
     advised: usize,
-    /// Whether something other than a plan changed the split; the next tick starts from the new one.
+    /// Whether something other than a plan changed the split; the next input starts from the new one.
     moved: bool,
     /// By split: losses, decayed with the time constant of the regret. For the outlook only.
     #[serde(default)]
     lost: Vec<f64>,
-    /// Switching costs at the last tick. For the outlook only.
+    /// Switching costs at the last input. For the outlook only.
     #[serde(default)]
     costs: Costs,
 }
@@ -118,9 +118,9 @@ struct Costs {
 }
 
 impl CounterfactualModel {
-    /// Advances every split by one tick; `at` prefill engines are in force.
-    pub(super) fn follow(&mut self, mut tick: GroupTick, at: usize) -> Advice {
-        let splits = tick.engines - 1;
+    /// Advances every split by one input; `at` prefill engines are in force.
+    pub(super) fn follow(&mut self, mut input: GroupInput, at: usize) -> Advice {
+        let splits = input.engines - 1;
         if self.splits.len() != splits {
             self.splits = vec![Fluid::default(); splits];
             self.lost = vec![0.0; splits];
@@ -129,15 +129,15 @@ impl CounterfactualModel {
         if std::mem::take(&mut self.moved) {
             self.start_from(at);
         }
-        let costs = tick.costs(at);
-        let keep = (-tick.elapsed.get() / REGRET_MEMORY.get()).exp();
-        self.recent_work = self.recent_work * tick.decay_over_ttft() + tick.work;
-        tick.recent_work = self.recent_work;
+        let costs = input.costs(at);
+        let keep = (-input.elapsed.get() / REGRET_MEMORY.get()).exp();
+        self.recent_work = self.recent_work * input.decay_over_ttft() + input.work;
+        input.recent_work = self.recent_work;
         let losses: Vec<f64> = self
             .splits
             .iter_mut()
             .enumerate()
-            .map(|(slot, fluid)| tick.losses(slot + 1, fluid))
+            .map(|(slot, fluid)| input.losses(slot + 1, fluid))
             .collect();
         let here = losses.get(self.advised - 1).copied().unwrap_or(0.0);
         for (regret, there) in self.regret.iter_mut().zip(&losses) {
@@ -148,7 +148,7 @@ impl CounterfactualModel {
         }
         self.costs = costs;
         // An idle group keeps its roles.
-        let idle = tick.requests <= 0.0 && tick.streams <= 0.0;
+        let idle = input.requests <= 0.0 && input.streams <= 0.0;
         if let Some(to) = self.split_to_switch_to(costs).filter(|_| !idle) {
             self.start_from(to);
         }
@@ -156,7 +156,7 @@ impl CounterfactualModel {
     }
 
     /// Returns every split with its losses, its regret and the cost of a switch to it, from one
-    /// prefill engine up. Empty before the first tick.
+    /// prefill engine up. Empty before the first input.
     pub(super) fn outlook(&self) -> Vec<SplitOutlook> {
         let split = |(slot, (lost, regret)): (usize, (&f64, &f64))| SplitOutlook {
             prefill_engines: slot + 1,
@@ -167,7 +167,7 @@ impl CounterfactualModel {
         self.lost.iter().zip(&self.regret).enumerate().map(split).collect()
     }
 
-    /// Returns the prefill engines of the advised split; 0 before the first tick.
+    /// Returns the prefill engines of the advised split; 0 before the first input.
     pub(super) fn advised(&self) -> usize {
         self.advised
     }
@@ -200,8 +200,8 @@ impl Costs {
     }
 }
 
-impl GroupTick {
-    /// Returns the requests that a split with this many prefill engines loses in this tick. Work
+impl GroupInput {
+    /// Returns the requests that a split with this many prefill engines loses in this input. Work
     /// of lost requests leaves the fluid model: late requests are served only in idle time.
     pub(super) fn losses(&self, prefills: usize, fluid: &mut Fluid) -> f64 {
         let decodes = (self.engines - prefills) as f64;
@@ -245,7 +245,7 @@ impl GroupTick {
         self.mean_output * self.tpot.get() * (streams.ln() + 0.58)
     }
 
-    /// Returns the decay factor of this tick for sums over about one TTFT target.
+    /// Returns the decay factor of this input for sums over about one TTFT target.
     pub(super) fn decay_over_ttft(&self) -> f64 {
         (-self.elapsed.get() / self.ttft.get().max(1e-3)).exp()
     }

@@ -13,7 +13,7 @@ use tidegate_types::{BackendId, GroupId, Moment, Role, RoleCapability, Seconds};
 
 use crate::planner::capacity::{GroupLoad, mean_kv, stream_capacities};
 use crate::planner::comparative_advantage::{Advantage, advantages, splits};
-use crate::planner::counterfactual::GroupTick;
+use crate::planner::counterfactual::GroupInput;
 use crate::planner::demand::DemandAverage;
 use crate::planner::observation::{BackendObservation, GroupDemand, Observation};
 use crate::planner::params::Params;
@@ -213,9 +213,9 @@ impl Draft<'_> {
         let params = &self.params.with_targets_of(&memory.demand);
         let stream_capacity = stream_capacities(params, &memory.demand, healthy);
         let loads = GroupLoad::of(params, &memory.demand, healthy);
-        let tick = tick(params, &memory.demand, healthy, &in_prefill, demand, elapsed);
-        let switches = tick.switch.is_some();
-        let advice = memory.counterfactual.follow(tick, prefills);
+        let input = group_input(params, &memory.demand, healthy, &in_prefill, demand, elapsed);
+        let switches = input.switch.is_some();
+        let advice = memory.counterfactual.follow(input, prefills);
         let (from, to, cause) = match advice.prefills.cmp(&prefills) {
             Ordering::Greater => (Role::Decode, Role::Prefill, Cause::PrefillShort),
             Ordering::Less => (Role::Prefill, Role::Decode, Cause::DecodeShort),
@@ -258,14 +258,14 @@ impl Draft<'_> {
 }
 
 /// Returns the demand of a group since the last run, with its capacity.
-pub(super) fn tick(
+pub(super) fn group_input(
     params: &Params,
     average: &DemandAverage,
     healthy: &[&BackendObservation],
     in_prefill: &[bool],
     demand: &GroupDemand,
     elapsed: Seconds,
-) -> GroupTick {
+) -> GroupInput {
     let count = healthy.len().max(1) as f64;
     let mean = |of: fn(&BackendObservation) -> Seconds| {
         Seconds(healthy.iter().map(|b| of(b).get()).sum::<f64>() / count)
@@ -274,7 +274,7 @@ pub(super) fn tick(
     let stream_capacity = stream_capacities(params, average, healthy);
     let mut splits = splits(healthy, &stream_capacity);
     splits.use_actual_engines(healthy, &stream_capacity, in_prefill);
-    GroupTick {
+    GroupInput {
         elapsed,
         engines: healthy.len(),
         work: demand.arrived_prefill.get(),

@@ -1,6 +1,6 @@
 //! Engines wanted, for autoscalers: the fewest engines that would have lost no request over the last
 //! 150 to 300 s. The fluid model of `counterfactual` runs for other fleet sizes. A modelled fleet
-//! takes the split with the smallest loss in each tick: the switching cost is neglected.
+//! takes the split with the smallest loss in each input: the switching cost is neglected.
 //!
 //! A modelled fleet consists of mean engines. Its streams follow from the arrivals alone, because an
 //! overloaded fleet has other streams than a larger one would have.
@@ -9,13 +9,13 @@ use tidegate_types::{GroupId, Moment, Role, Seconds};
 
 use crate::planner::capacity::stream_capacities;
 use crate::planner::comparative_advantage::Splits;
-use crate::planner::counterfactual::{Fluid, GroupTick};
-use crate::planner::decide::{is_out_of_service, tick};
+use crate::planner::counterfactual::{Fluid, GroupInput};
+use crate::planner::decide::{group_input, is_out_of_service};
 use crate::planner::demand::DemandAverage;
 use crate::planner::observation::{BackendObservation, GroupDemand, Observation};
 use crate::planner::params::Params;
 
-/// Interval of the model's ticks: the shortest TTFT target in use, because arrivals within a tick are
+/// Interval of the model's inputs: the shortest TTFT target in use, because arrivals within one input are
 /// spread evenly. Other values were not tried.
 const TICK: Seconds = Seconds(1.0);
 /// Half of the window: losses count in the current half and in the previous one.
@@ -39,7 +39,7 @@ pub struct EnginesWanted {
 /// Model of one group.
 #[derive(Clone, Debug, Default)]
 struct Group {
-    /// Demand since the last tick.
+    /// Demand since the last input.
     arrived: Option<GroupDemand>,
     average: DemandAverage,
     /// Prefill work that arrived over about one TTFT, in engine-seconds.
@@ -92,7 +92,7 @@ impl EnginesWanted {
         }
     }
 
-    /// Returns the engines wanted in a group; `None` before its first tick or without engines.
+    /// Returns the engines wanted in a group; `None` before its first input or without engines.
     pub fn of(&self, group: GroupId) -> Option<usize> {
         self.groups.get(group.index()).and_then(|group| group.wanted)
     }
@@ -137,14 +137,14 @@ impl Group {
         let life = (self.average.mean_output() * params.slo.tpot.get()).max(1e-3);
         self.streams = self.streams * (-elapsed.get() / life).exp() + arrived.arrived_requests;
         let in_prefill = vec![false; healthy.len()];
-        let mut tick = tick(params, &self.average, healthy, &in_prefill, &arrived, elapsed);
-        self.recent_work = self.recent_work * tick.decay_over_ttft() + tick.work;
-        tick.recent_work = self.recent_work;
-        (tick.streams, tick.due) = (self.streams, self.streams);
-        self.requests[0] += tick.requests;
+        let mut input = group_input(params, &self.average, healthy, &in_prefill, &arrived, elapsed);
+        self.recent_work = self.recent_work * input.decay_over_ttft() + input.work;
+        input.recent_work = self.recent_work;
+        (input.streams, input.due) = (self.streams, self.streams);
+        self.requests[0] += input.requests;
         self.model_sizes(healthy.len());
         for size in &mut self.sizes {
-            size.lost[0] += size.losses(&mut tick, stream_capacity, mixed);
+            size.lost[0] += size.losses(&mut input, stream_capacity, mixed);
         }
         self.wanted = Some(self.fewest(least(healthy)));
     }
@@ -183,23 +183,23 @@ impl Size {
         Size { engines, splits: splits.map(|p| (p, Fluid::default())).collect(), lost: [0.0; 2] }
     }
 
-    /// Returns the requests that this size loses in a tick with its best split, or, if `mixed`, with
+    /// Returns the requests that this size loses in a input with its best split, or, if `mixed`, with
     /// mixed engines.
-    fn losses(&mut self, tick: &mut GroupTick, stream_capacity: f64, mixed: bool) -> f64 {
+    fn losses(&mut self, input: &mut GroupInput, stream_capacity: f64, mixed: bool) -> f64 {
         let engines = self.engines;
         if engines == 1 || mixed {
             // Prefill and decode time of a mixed engine add up. The only engine of a fleet is mixed.
-            let load = tick.work / tick.elapsed.get() + tick.streams / stream_capacity.max(1e-9);
-            return tick.requests * (1.0 - engines as f64 / load.max(engines as f64));
+            let load = input.work / input.elapsed.get() + input.streams / stream_capacity.max(1e-9);
+            return input.requests * (1.0 - engines as f64 / load.max(engines as f64));
         }
-        tick.engines = engines;
-        tick.splits = Splits {
+        input.engines = engines;
+        input.splits = Splits {
             prefill_capacity: (0..=engines).map(|prefills| prefills as f64).collect(),
             stream_capacity: (0..=engines)
                 .map(|prefills| (engines - prefills) as f64 * stream_capacity)
                 .collect(),
         };
-        let losses = self.splits.iter_mut().map(|(split, fluid)| tick.losses(*split, fluid));
+        let losses = self.splits.iter_mut().map(|(split, fluid)| input.losses(*split, fluid));
         losses.fold(f64::INFINITY, f64::min)
     }
 }

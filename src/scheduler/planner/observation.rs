@@ -45,7 +45,7 @@ pub struct BackendObservation {
     pub decode_model: DecodeModel,
     /// Whether the backend serves colocated requests in its present role. SGLang's disaggregated
     /// engines do not, so that no prefill spills to them.
-    #[serde(default = "yes", rename = "runs_whole")]
+    #[serde(default = "yes", rename = "runs_colocated", alias = "runs_whole")]
     pub colocates: bool,
 }
 

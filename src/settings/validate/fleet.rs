@@ -117,7 +117,7 @@ fn address(
     }
     // Two entries for one engine would count its streams and KV memory twice.
     let family = backend.family();
-    let kind = if family.can_split() { "split" } else { "whole" };
+    let kind = if family.can_split() { "split" } else { "colocated" };
     if let Some(first) = engines.get(&(authority.clone(), kind)) {
         found.check(
             false,

@@ -1,7 +1,7 @@
 //! Aggregated serving with prefix-cache-aware routing: `dynamo_kv`, `sticky` and `cache_aware`.
-//! Every engine runs whole requests.
+//! Every engine runs colocated requests.
 
-use crate::rivals::dispatch::{Fleet, Rival, Route};
+use crate::rivals::dispatch::{Rival, RivalFleet, Route};
 use crate::rivals::least;
 
 /// Tokens per block in Dynamo's cost.
@@ -32,7 +32,7 @@ pub(crate) enum RoutingRule {
 pub(crate) struct Aggregated(pub(crate) RoutingRule);
 
 impl Rival for Aggregated {
-    fn place(&mut self, fleet: Fleet<'_, '_>, request: usize) -> Route {
+    fn place(&mut self, fleet: RivalFleet<'_, '_>, request: usize) -> Route {
         let engine = match self.0 {
             RoutingRule::DynamoKv => all(fleet, |engine| dynamo_cost(fleet, request, engine)),
             RoutingRule::Sticky => sticky(fleet, request),
@@ -41,16 +41,16 @@ impl Rival for Aggregated {
         Route::Colocated(engine.unwrap_or(0))
     }
 
-    fn decode_engine(&mut self, _fleet: Fleet<'_, '_>, _request: usize, from: usize) -> usize {
+    fn decode_engine(&mut self, _fleet: RivalFleet<'_, '_>, _request: usize, from: usize) -> usize {
         from
     }
 }
 
-fn all(fleet: Fleet<'_, '_>, cost: impl Fn(usize) -> f64) -> Option<usize> {
+fn all(fleet: RivalFleet<'_, '_>, cost: impl Fn(usize) -> f64) -> Option<usize> {
     least(0..fleet.engines(), cost)
 }
 
-fn dynamo_cost(fleet: Fleet<'_, '_>, request: usize, engine: usize) -> f64 {
+fn dynamo_cost(fleet: RivalFleet<'_, '_>, request: usize, engine: usize) -> f64 {
     let load = &fleet.loads.engines[engine];
     let prompt = fleet.cluster.trace().arrivals[request].prompt.as_f64();
     let cached = fleet.cluster.cached(request, engine).as_f64();
@@ -58,8 +58,8 @@ fn dynamo_cost(fleet: Fleet<'_, '_>, request: usize, engine: usize) -> f64 {
     (prefill + fleet.kv(engine).as_f64()) / DYNAMO_BLOCK
 }
 
-fn sticky(fleet: Fleet<'_, '_>, request: usize) -> Option<usize> {
-    let Fleet { cluster, loads } = fleet;
+fn sticky(fleet: RivalFleet<'_, '_>, request: usize) -> Option<usize> {
+    let RivalFleet { cluster, loads } = fleet;
     let saturated = |engine: usize| {
         let used = cluster.engine(engine).kv_used().as_f64();
         loads.engines[engine].prompts > SATURATED_PROMPTS
@@ -72,13 +72,13 @@ fn sticky(fleet: Fleet<'_, '_>, request: usize) -> Option<usize> {
 }
 
 /// Returns prefill seconds plus each stream's share of a step.
-fn work(fleet: Fleet<'_, '_>, engine: usize) -> f64 {
+fn work(fleet: RivalFleet<'_, '_>, engine: usize) -> f64 {
     let load = &fleet.loads.engines[engine];
     (load.backlog() + fleet.cluster.profile(engine).t_seq * f64::from(load.streams)).get()
 }
 
-fn cache_aware(fleet: Fleet<'_, '_>, request: usize) -> Option<usize> {
-    let Fleet { cluster, loads } = fleet;
+fn cache_aware(fleet: RivalFleet<'_, '_>, request: usize) -> Option<usize> {
+    let RivalFleet { cluster, loads } = fleet;
     let requests = |engine: usize| loads.engines[engine].streams;
     let engines = 0..fleet.engines();
     let most = engines.clone().map(requests).max().unwrap_or(0);

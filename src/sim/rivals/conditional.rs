@@ -4,7 +4,7 @@
 
 use tidegate_types::Tokens;
 
-use crate::rivals::dispatch::{Fleet, Rival, Route};
+use crate::rivals::dispatch::{Rival, RivalFleet, Route};
 use crate::rivals::least;
 
 /// Uncached tokens below which a prompt may be prefilled on the decode engine.
@@ -18,7 +18,7 @@ const BUSY_PROMPTS: u32 = 2;
 pub(crate) struct Conditional(pub(crate) usize);
 
 impl Conditional {
-    fn prefills_locally(&self, fleet: Fleet<'_, '_>, request: usize, decode: usize) -> bool {
+    fn prefills_locally(&self, fleet: RivalFleet<'_, '_>, request: usize, decode: usize) -> bool {
         let prompt = fleet.cluster.trace().arrivals[request].prompt;
         let uncached = prompt - fleet.cluster.cached(request, decode);
         let little = uncached < LOCAL_BELOW && uncached.as_f64() < UNCACHED_SHARE * prompt.as_f64();
@@ -28,7 +28,7 @@ impl Conditional {
 }
 
 impl Rival for Conditional {
-    fn place(&mut self, fleet: Fleet<'_, '_>, request: usize) -> Route {
+    fn place(&mut self, fleet: RivalFleet<'_, '_>, request: usize) -> Route {
         let decode = self.decode_engine(fleet, request, 0);
         if self.prefills_locally(fleet, request, decode) {
             return Route::Colocated(decode);
@@ -38,7 +38,7 @@ impl Rival for Conditional {
     }
 
     /// Selects the decode engine with the longest cached prefix; ties select the fewest streams.
-    fn decode_engine(&mut self, fleet: Fleet<'_, '_>, request: usize, _from: usize) -> usize {
+    fn decode_engine(&mut self, fleet: RivalFleet<'_, '_>, request: usize, _from: usize) -> usize {
         let cost = |engine: usize| {
             let cached = fleet.cluster.cached(request, engine).as_f64();
             fleet.streams(engine) - cached / LOCAL_BELOW.as_f64()

@@ -17,7 +17,7 @@ pub(crate) enum Route {
 
 /// Engines and their loads, as rivals read them.
 #[derive(Clone, Copy)]
-pub(crate) struct Fleet<'a, 't> {
+pub(crate) struct RivalFleet<'a, 't> {
     pub(crate) cluster: &'a Cluster<'t>,
     pub(crate) loads: &'a EngineLoads,
 }
@@ -29,11 +29,11 @@ pub(crate) trait Rival {
         None
     }
     /// Returns the route of a request that arrived.
-    fn place(&mut self, fleet: Fleet<'_, '_>, request: usize) -> Route;
+    fn place(&mut self, fleet: RivalFleet<'_, '_>, request: usize) -> Route;
     /// Returns the decode engine of a request whose prefill ended on `from`.
-    fn decode_engine(&mut self, fleet: Fleet<'_, '_>, request: usize, from: usize) -> usize;
+    fn decode_engine(&mut self, fleet: RivalFleet<'_, '_>, request: usize, from: usize) -> usize;
     /// A stream ended on `engine`.
-    fn ended(&mut self, _fleet: Fleet<'_, '_>, _request: usize, _engine: usize) {}
+    fn ended(&mut self, _fleet: RivalFleet<'_, '_>, _request: usize, _engine: usize) {}
     /// Periodic planning.
     fn plan(&mut self, _cluster: &mut Cluster<'_>, _loads: &mut EngineLoads) {}
     /// Role changes so far.
@@ -65,7 +65,7 @@ impl<R: Rival> Router for Dispatch<R> {
         if request == 0 {
             self.plan_later(cluster);
         }
-        let fleet = Fleet { cluster, loads: &self.loads };
+        let fleet = RivalFleet { cluster, loads: &self.loads };
         match self.rival.place(fleet, request) {
             Route::Colocated(engine) => self.loads.send_colocated(cluster, request, engine),
             Route::Prefill(engine) => self.loads.send_prefill(cluster, request, engine),
@@ -74,7 +74,7 @@ impl<R: Rival> Router for Dispatch<R> {
 
     fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
         self.loads.settle_prefill(request);
-        let fleet = Fleet { cluster, loads: &self.loads };
+        let fleet = RivalFleet { cluster, loads: &self.loads };
         let to = self.rival.decode_engine(fleet, request, engine);
         self.loads.hand_off(cluster, request, engine, to);
     }
@@ -90,7 +90,7 @@ impl<R: Rival> Router for Dispatch<R> {
 
     fn ended(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
         self.loads.settle_stream(cluster, request);
-        self.rival.ended(Fleet { cluster, loads: &self.loads }, request, engine);
+        self.rival.ended(RivalFleet { cluster, loads: &self.loads }, request, engine);
     }
 
     fn woken(&mut self, cluster: &mut Cluster<'_>) {
@@ -103,7 +103,7 @@ impl<R: Rival> Router for Dispatch<R> {
     }
 }
 
-impl<'a, 't> Fleet<'a, 't> {
+impl<'a, 't> RivalFleet<'a, 't> {
     /// Returns the number of engines.
     pub(crate) fn engines(&self) -> usize {
         self.loads.engines.len()

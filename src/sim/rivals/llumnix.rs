@@ -7,7 +7,7 @@
 use tidegate_types::{Seconds, Tokens};
 
 use crate::cluster::Cluster;
-use crate::rivals::dispatch::{Fleet, Rival, Route};
+use crate::rivals::dispatch::{Rival, RivalFleet, Route};
 use crate::rivals::least;
 use crate::rivals::loads::EngineLoads;
 
@@ -34,7 +34,7 @@ impl Llumnix {
     }
 
     /// Returns whether the engine decodes and takes one more request within the dispatch threshold.
-    fn takes(&self, fleet: Fleet<'_, '_>, request: usize, engine: usize) -> bool {
+    fn takes(&self, fleet: RivalFleet<'_, '_>, request: usize, engine: usize) -> bool {
         decodes(fleet, engine)
             && fleet.has_place(request, engine)
             && fleet.predicted_tpot(request, engine) <= self.tpot * DISPATCH
@@ -42,7 +42,12 @@ impl Llumnix {
 
     /// Bin packing: the reserved decode engine, or the engine with the highest predicted TPOT within
     /// the threshold.
-    fn packed(&self, fleet: Fleet<'_, '_>, request: usize, but: Option<usize>) -> Option<usize> {
+    fn packed(
+        &self,
+        fleet: RivalFleet<'_, '_>,
+        request: usize,
+        but: Option<usize>,
+    ) -> Option<usize> {
         let open = |engine: &usize| Some(*engine) != but && self.takes(fleet, request, *engine);
         let reserved = Some(fleet.engines() - 1).filter(open);
         let tpot = |engine| fleet.predicted_tpot(request, engine).get();
@@ -51,7 +56,7 @@ impl Llumnix {
 
     /// Returns the engine without decodes that would start them soonest, except the reserved
     /// prefill engine.
-    fn convertible(&self, fleet: Fleet<'_, '_>) -> Option<usize> {
+    fn convertible(&self, fleet: RivalFleet<'_, '_>) -> Option<usize> {
         let idle = (1..fleet.engines()).filter(|engine| !decodes(fleet, *engine));
         least(idle, |engine| fleet.loads.engines[engine].backlog().get())
     }
@@ -59,12 +64,12 @@ impl Llumnix {
     /// Moves streams from the engine with the longest step to others until its step is below the
     /// ceiling.
     fn mitigate(&mut self, cluster: &mut Cluster<'_>, loads: &mut EngineLoads) {
-        let fleet = Fleet { cluster, loads };
+        let fleet = RivalFleet { cluster, loads };
         let Some(from) = least(1..fleet.engines(), |engine| -step(fleet, engine).get()) else {
             return;
         };
         for request in smallest_first(fleet, from) {
-            let fleet = Fleet { cluster, loads };
+            let fleet = RivalFleet { cluster, loads };
             if step(fleet, from) < self.tpot * CEILING {
                 return;
             }
@@ -81,13 +86,13 @@ impl Llumnix {
     /// Empties the engine with the shortest step below the floor, as far as the others take its
     /// streams.
     fn consolidate(&mut self, cluster: &mut Cluster<'_>, loads: &mut EngineLoads) {
-        let fleet = Fleet { cluster, loads };
+        let fleet = RivalFleet { cluster, loads };
         let low =
             |engine: &usize| decodes(fleet, *engine) && step(fleet, *engine) < self.tpot * FLOOR;
         let sources = (1..fleet.engines() - 1).filter(low);
         let Some(from) = least(sources, |engine| step(fleet, engine).get()) else { return };
         for request in smallest_first(fleet, from) {
-            let fleet = Fleet { cluster, loads };
+            let fleet = RivalFleet { cluster, loads };
             let Some(to) = self.packed(fleet, request, Some(from)) else { return };
             loads.migrate(cluster, request, from, to);
         }
@@ -97,18 +102,18 @@ impl Llumnix {
 
 /// Returns whether the engine decodes. The last engine is reserved for decode, the first for
 /// prefill.
-fn decodes(fleet: Fleet<'_, '_>, engine: usize) -> bool {
+fn decodes(fleet: RivalFleet<'_, '_>, engine: usize) -> bool {
     engine + 1 == fleet.engines() || (engine > 0 && fleet.loads.engines[engine].streams > 0)
 }
 
 /// Returns the predicted decode step of an engine.
-fn step(fleet: Fleet<'_, '_>, engine: usize) -> Seconds {
+fn step(fleet: RivalFleet<'_, '_>, engine: usize) -> Seconds {
     let streams = fleet.loads.engines[engine].streams;
     fleet.cluster.profile(engine).decode_model().step(streams, fleet.kv(engine))
 }
 
 /// Returns the running streams of an engine, the one with the shortest prompt first.
-fn smallest_first(fleet: Fleet<'_, '_>, engine: usize) -> Vec<usize> {
+fn smallest_first(fleet: RivalFleet<'_, '_>, engine: usize) -> Vec<usize> {
     let prompt = |request: &usize| -> Tokens { fleet.cluster.trace().arrivals[*request].prompt };
     let mut streams = fleet.loads.streams_of(engine);
     streams.sort_by_key(prompt);
@@ -120,13 +125,13 @@ impl Rival for Llumnix {
         self.migrates.then_some(MIGRATE_EVERY)
     }
 
-    fn place(&mut self, fleet: Fleet<'_, '_>, request: usize) -> Route {
+    fn place(&mut self, fleet: RivalFleet<'_, '_>, request: usize) -> Route {
         let ttft = |engine| fleet.predicted_prefill(request, engine).get();
         let free = (0..fleet.engines()).filter(|engine| !decodes(fleet, *engine));
         Route::Prefill(least(free, ttft).unwrap_or(0))
     }
 
-    fn decode_engine(&mut self, fleet: Fleet<'_, '_>, request: usize, _from: usize) -> usize {
+    fn decode_engine(&mut self, fleet: RivalFleet<'_, '_>, request: usize, _from: usize) -> usize {
         if let Some(engine) = self.packed(fleet, request, None) {
             return engine;
         }
@@ -138,7 +143,7 @@ impl Rival for Llumnix {
         least(1..fleet.engines(), tpot).unwrap_or(0)
     }
 
-    fn ended(&mut self, fleet: Fleet<'_, '_>, _request: usize, engine: usize) {
+    fn ended(&mut self, fleet: RivalFleet<'_, '_>, _request: usize, engine: usize) {
         self.flips += u64::from(fleet.loads.engines[engine].streams == 0);
     }
 

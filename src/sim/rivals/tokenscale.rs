@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use tidegate_types::{Moment, Seconds, Slo, Tokens};
 
 use crate::cluster::Cluster;
-use crate::rivals::dispatch::{Fleet, Rival, Route};
+use crate::rivals::dispatch::{Rival, RivalFleet, Route};
 use crate::rivals::least;
 use crate::rivals::loads::EngineLoads;
 
@@ -80,7 +80,7 @@ impl Rival for TokenScale {
         Some(EVERY)
     }
 
-    fn place(&mut self, fleet: Fleet<'_, '_>, request: usize) -> Route {
+    fn place(&mut self, fleet: RivalFleet<'_, '_>, request: usize) -> Route {
         let prompt = fleet.cluster.trace().arrivals[request].prompt;
         self.arrived.push_back((fleet.cluster.now(), prompt));
         let wait = |engine: usize| fleet.predicted_prefill(request, engine);
@@ -95,13 +95,13 @@ impl Rival for TokenScale {
         Route::Prefill(engine)
     }
 
-    fn decode_engine(&mut self, fleet: Fleet<'_, '_>, _request: usize, from: usize) -> usize {
+    fn decode_engine(&mut self, fleet: RivalFleet<'_, '_>, _request: usize, from: usize) -> usize {
         // The last engines in this order are converted last.
         let decodes = (self.prefills..fleet.engines()).rev();
         least(decodes, |engine| fleet.streams(engine)).unwrap_or(from)
     }
 
-    fn ended(&mut self, fleet: Fleet<'_, '_>, request: usize, _engine: usize) {
+    fn ended(&mut self, fleet: RivalFleet<'_, '_>, request: usize, _engine: usize) {
         let output = fleet.cluster.trace().arrivals[request].output.as_f64();
         self.mean_output += OUTPUT_WEIGHT * (output - self.mean_output);
     }

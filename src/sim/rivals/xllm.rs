@@ -6,7 +6,7 @@
 
 use tidegate_types::{Seconds, Slo};
 
-use crate::rivals::dispatch::{Fleet, Rival, Route};
+use crate::rivals::dispatch::{Rival, RivalFleet, Route};
 use crate::rivals::least;
 
 /// Policy whose roles follow instantaneous load.
@@ -24,7 +24,7 @@ impl Xllm {
     }
 
     /// Returns the first decode engine with a place within the TPOT target.
-    fn first_fit(&self, fleet: Fleet<'_, '_>, request: usize) -> Option<usize> {
+    fn first_fit(&self, fleet: RivalFleet<'_, '_>, request: usize) -> Option<usize> {
         let within = |engine: &&usize| {
             fleet.has_place(request, **engine)
                 && fleet.predicted_tpot(request, **engine) <= self.slo.tpot
@@ -33,30 +33,30 @@ impl Xllm {
     }
 
     /// Returns the decode engine with the least predicted TPOT.
-    fn fastest(&self, fleet: Fleet<'_, '_>, request: usize) -> usize {
+    fn fastest(&self, fleet: RivalFleet<'_, '_>, request: usize) -> usize {
         let tpot = |engine| fleet.predicted_tpot(request, engine).get();
         least(self.decodes.iter().copied(), tpot).unwrap_or(0)
     }
 
     /// Returns the prefill engine with the least backlog.
-    fn soonest(&self, fleet: Fleet<'_, '_>) -> usize {
+    fn soonest(&self, fleet: RivalFleet<'_, '_>) -> usize {
         least(self.prefills.iter().copied(), |engine| backlog(fleet, engine).get()).unwrap_or(0)
     }
 
     /// Whether the prefill pool can spare an engine.
-    fn has_spare_prefill(&self, fleet: Fleet<'_, '_>) -> bool {
+    fn has_spare_prefill(&self, fleet: RivalFleet<'_, '_>) -> bool {
         let (p, d) = (self.prefills.len() as f64, self.decodes.len() as f64);
         let waits: Seconds = self.prefills.iter().map(|engine| backlog(fleet, *engine)).sum();
         p > 1.0 && (waits / p < self.slo.ttft * ((p - 1.0) / p) || d < p)
     }
 }
 
-fn backlog(fleet: Fleet<'_, '_>, engine: usize) -> Seconds {
+fn backlog(fleet: RivalFleet<'_, '_>, engine: usize) -> Seconds {
     fleet.loads.engines[engine].backlog()
 }
 
 impl Rival for Xllm {
-    fn place(&mut self, fleet: Fleet<'_, '_>, request: usize) -> Route {
+    fn place(&mut self, fleet: RivalFleet<'_, '_>, request: usize) -> Route {
         let (engine, spill) = (self.soonest(fleet), self.fastest(fleet, request));
         let d = self.decodes.len() as f64;
         let relaxed = fleet.predicted_tpot(request, spill) < self.slo.tpot * ((d - 1.0) / d);
@@ -70,7 +70,7 @@ impl Rival for Xllm {
 
     /// Converts a prefill engine if no decode engine meets the target; this stream does not wait
     /// for it.
-    fn decode_engine(&mut self, fleet: Fleet<'_, '_>, request: usize, _from: usize) -> usize {
+    fn decode_engine(&mut self, fleet: RivalFleet<'_, '_>, request: usize, _from: usize) -> usize {
         if let Some(engine) = self.first_fit(fleet, request) {
             return engine;
         }
@@ -84,7 +84,7 @@ impl Rival for Xllm {
         to
     }
 
-    fn ended(&mut self, fleet: Fleet<'_, '_>, _request: usize, engine: usize) {
+    fn ended(&mut self, fleet: RivalFleet<'_, '_>, _request: usize, engine: usize) {
         let idle = fleet.loads.engines[engine].streams == 0;
         if idle && self.decodes.contains(&engine) && self.decodes.len() > 1 {
             self.decodes.retain(|other| *other != engine);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tidegate_scheduler::cost::Matches;
 use tidegate_scheduler::dispatch::{Accounts, load_of};
 use tidegate_scheduler::inflight::Account;
-use tidegate_scheduler::placement::{Load, PrefillRequest};
+use tidegate_scheduler::placement::{BackendLoad, PrefillRequest};
 use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Tokens};
 
 use super::{Backend, Backends, Fleet, RoutingTable};
@@ -64,15 +64,15 @@ impl PlacementView<'_> {
     }
 }
 
-impl tidegate_scheduler::placement::Fleet for PlacementView<'_> {
+impl tidegate_scheduler::placement::FleetLoads for PlacementView<'_> {
     fn pool(&self, pool: PoolId) -> &[BackendId] {
         self.table.backends(pool)
     }
 
-    fn load(&self, id: BackendId) -> Load {
+    fn load(&self, id: BackendId) -> BackendLoad {
         let entry = self.table.entry(id);
         let backend = self.backend(id);
-        let fixed = Load {
+        let fixed = BackendLoad {
             role: entry.role,
             usable: backend.health.is_usable(),
             suspect: backend.health.is_suspect(self.now),
@@ -85,7 +85,7 @@ impl tidegate_scheduler::placement::Fleet for PlacementView<'_> {
             prefill_model: entry.prefill,
             decode_model: entry.decode,
             transfer_model: entry.transfer,
-            ..Load::idle(entry.role)
+            ..BackendLoad::idle(entry.role)
         };
         load_of(fixed, &backend.account, Some(backend.slack(self.now)))
     }

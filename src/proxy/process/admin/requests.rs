@@ -35,8 +35,8 @@ pub struct EndedView {
     output_tokens: u64,
     prefill_backend: Option<String>,
     backend: Option<String>,
-    phases: Vec<Phase>,
-    targets: Targets,
+    phases: Vec<RequestPhase>,
+    targets: RequestTargets,
     predicted: Numbers,
     observed: Numbers,
     /// The choice in one sentence.
@@ -46,8 +46,8 @@ pub struct EndedView {
 
 /// A bar of the waterfall.
 #[derive(Serialize)]
-struct Phase {
-    /// `queue`, `prefill`, `handoff`, `decode`, or `whole`: prefill and decode of an answer that was
+struct RequestPhase {
+    /// `queue`, `prefill`, `handoff`, `decode`, or `unstreamed`: prefill and decode of an answer that was
     /// not streamed.
     name: &'static str,
     /// Seconds after arrival.
@@ -57,7 +57,7 @@ struct Phase {
 }
 
 #[derive(Serialize)]
-struct Targets {
+struct RequestTargets {
     ttft_seconds: Option<f64>,
     tpot_seconds: Option<f64>,
     itl_seconds: Option<f64>,
@@ -147,7 +147,7 @@ fn view(proxy: &Proxy, of: &RecentRequest) -> EndedView {
         prefill_backend: name(&of.prefill_on).filter(|_| of.split),
         backend: name(&of.decode_on),
         phases,
-        targets: Targets {
+        targets: RequestTargets {
             ttft_seconds: finite(slo.ttft),
             tpot_seconds: finite(slo.tpot),
             itl_seconds: slo.itl.map(Seconds::get),
@@ -176,13 +176,13 @@ fn view(proxy: &Proxy, of: &RecentRequest) -> EndedView {
 }
 
 /// The phases that the request reached, in order and without gaps.
-fn phases(of: &RecentRequest) -> Vec<Phase> {
+fn phases(of: &RecentRequest) -> Vec<RequestPhase> {
     let mut phases = Vec::with_capacity(4);
     let mut from = Seconds::ZERO;
     let mut add = |name, until: Seconds, backend: &Option<Arc<str>>| {
         let seconds = (until - from).get().max(0.0);
         let backend = backend.as_deref().map(str::to_owned);
-        phases.push(Phase { name, start_seconds: from.get(), seconds, backend });
+        phases.push(RequestPhase { name, start_seconds: from.get(), seconds, backend });
         from = from.max(until);
     };
     let Some(queued) = of.queued else {
@@ -199,7 +199,7 @@ fn phases(of: &RecentRequest) -> Vec<Phase> {
                 add("prefill", prefilled, &of.prefill_on);
                 add("decode", of.duration, &of.decode_on);
             }
-            None => add("whole", of.duration, &of.decode_on),
+            None => add("unstreamed", of.duration, &of.decode_on),
         }
         return phases;
     }

@@ -5,7 +5,9 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tidegate_scheduler::gateways::{GatewayLoad, Ledger, ModelArrivals, Report, STALE_AFTER};
+use tidegate_scheduler::gateways::{
+    GatewayLoad, GatewayReport, Ledger, ModelArrivals, STALE_AFTER,
+};
 use tidegate_scheduler::inflight::Balance;
 use tidegate_scheduler::planner::ArrivalTotals;
 use tidegate_types::{Moment, PoolId, Tokens};
@@ -120,10 +122,10 @@ impl LoadExchange {
 
     /// Returns the loads of this gateway's requests, and the arrivals since the last report.
     /// Arrivals during a longer pause are omitted, because they no longer describe the demand.
-    pub(super) fn own_report(&self) -> Report {
+    pub(super) fn own_report(&self) -> GatewayReport {
         let proxy = &self.parts.proxy;
         let now = proxy.clock.now();
-        let mut report = Report::default();
+        let mut report = GatewayReport::default();
         for backend in proxy.fleet.backends().iter().filter(|backend| !backend.is_leaving()) {
             let balance = backend.account.balance();
             if !balance.is_settled() {
@@ -147,7 +149,7 @@ impl LoadExchange {
     }
 
     /// Counts the loads of `gateways` other gateways.
-    pub(super) fn count(&self, others: &Report, gateways: usize) {
+    pub(super) fn count(&self, others: &GatewayReport, gateways: usize) {
         let proxy = &self.parts.proxy;
         let now = proxy.clock.now();
         for backend in proxy.fleet.backends().iter() {
@@ -181,7 +183,7 @@ impl LoadExchange {
         let mut counted_at = locked(&self.counted_at);
         if counted_at.take_if(|at| now - *at > STALE_AFTER).is_some() {
             drop(counted_at);
-            self.count(&Report::default(), 0);
+            self.count(&GatewayReport::default(), 0);
             *locked(&self.counted_at) = None;
         }
     }
@@ -196,7 +198,7 @@ impl LoadExchange {
     }
 
     /// Takes the report of a gateway. Returns whether its stream is still open.
-    pub(super) fn reported(&self, name: &str, number: u64, report: Report) -> bool {
+    pub(super) fn reported(&self, name: &str, number: u64, report: GatewayReport) -> bool {
         let mut hub = locked(&self.hub);
         let is_open = hub.streams.get(name).is_some_and(|stream| stream.number == number);
         if is_open {

@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use thiserror::Error;
-use tidegate_scheduler::gateways::Report;
+use tidegate_scheduler::gateways::GatewayReport;
 use tidegate_types::Role;
 use tokio::sync::mpsc;
 
@@ -25,7 +25,7 @@ const LINE_MAX: usize = 8 << 20;
 #[serde(default)]
 pub struct Sum {
     /// Loads and arrivals of all other gateways.
-    pub others: Report,
+    pub others: GatewayReport,
     /// Number of those gateways.
     pub gateways: usize,
     /// The leader's roles, in the first line and after each change.

@@ -14,7 +14,7 @@ use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_scheduler::gateways::Report;
+use tidegate_scheduler::gateways::GatewayReport;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
@@ -116,7 +116,7 @@ fn stream(exchange: Arc<LoadExchange>, name: String, body: Incoming) -> Lines {
     tokio::spawn(async move {
         let mut reader = LineReader::new(body);
         let ended = loop {
-            match timeout(SILENCE_MAX, reader.next::<Report>()).await {
+            match timeout(SILENCE_MAX, reader.next::<GatewayReport>()).await {
                 Ok(Ok(Some(report))) => {
                     if !exchange.reported(&name, number, report) {
                         break "the stream was closed".to_owned();

@@ -140,7 +140,7 @@ impl Naive {
 }
 
 #[derive(Clone, Debug)]
-enum Operation {
+enum IndexOperation {
     Insert(u16, Vec<u64>),
     Forget(u16),
 }
@@ -151,24 +151,24 @@ fn chains(alphabet: u32) -> impl Strategy<Value = Vec<u64>> {
     prompt.prop_map(|prompt| crate::cost::chain_tokens(0, &prompt, 1))
 }
 
-fn operations(backends: u16, alphabet: u32) -> impl Strategy<Value = Vec<Operation>> {
+fn operations(backends: u16, alphabet: u32) -> impl Strategy<Value = Vec<IndexOperation>> {
     let operation = prop_oneof![
-        8 => (0..backends, chains(alphabet)).prop_map(|(b, chain)| Operation::Insert(b, chain)),
-        1 => (0..backends).prop_map(Operation::Forget),
+        8 => (0..backends, chains(alphabet)).prop_map(|(b, chain)| IndexOperation::Insert(b, chain)),
+        1 => (0..backends).prop_map(IndexOperation::Forget),
     ];
     prop::collection::vec(operation, 0..120)
 }
 
-fn apply(operations: &[Operation], index: &PrefixIndex, naive: &mut Naive) {
+fn apply(operations: &[IndexOperation], index: &PrefixIndex, naive: &mut Naive) {
     for operation in operations {
         match operation {
-            Operation::Insert(backend, chain) => {
+            IndexOperation::Insert(backend, chain) => {
                 index.insert(BackendId(*backend), chain);
                 for hash in chain {
                     naive.held.entry(*hash).or_default().insert(*backend);
                 }
             }
-            Operation::Forget(backend) => {
+            IndexOperation::Forget(backend) => {
                 index.forget(BackendId(*backend));
                 naive.held.values_mut().for_each(|who| who.retain(|held| held != backend));
             }
@@ -202,7 +202,7 @@ proptest! {
     }
 }
 
-type Shuttled = Table<shuttle::sync::atomic::AtomicU64>;
+type Shuttled = LineTable<shuttle::sync::atomic::AtomicU64>;
 
 #[test]
 fn no_interleaving_returns_holders_of_another_hash() {

@@ -22,7 +22,7 @@ Options
   --only NAME          cells whose name contains NAME
   --set-of NAME        tuning, held-out or reuse: the cells of one set
   --policies P[,P…]    instead of all policies; tidegate always runs
-  --set NAME=X[+…]     parameters of tidegate in every section, for example room=0.15
+  --set NAME=X[+…]     parameters of tidegate in every section, for example prefill_backlog_max=0.15
   --ablate NAME=X[+…]  instead of the ablation's rows; may be repeated
   --traces DIR         every .csv and .jsonl file of a folder as a held-out cell
   --save FILE          write the attainment of each draw in `cells`
@@ -33,7 +33,7 @@ Options
 
 /// Parts of the evaluation, in the order of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Section {
+pub enum EvaluationSection {
     Cells,
     Ablation,
     Disturbances,
@@ -41,30 +41,30 @@ pub enum Section {
     Classes,
 }
 
-impl Section {
-    pub const ALL: [Section; 5] = [
-        Section::Cells,
-        Section::Ablation,
-        Section::Disturbances,
-        Section::Headline,
-        Section::Classes,
+impl EvaluationSection {
+    pub const ALL: [EvaluationSection; 5] = [
+        EvaluationSection::Cells,
+        EvaluationSection::Ablation,
+        EvaluationSection::Disturbances,
+        EvaluationSection::Headline,
+        EvaluationSection::Classes,
     ];
 
     /// Name on the command line and in the markers of the page.
     pub fn as_str(self) -> &'static str {
         match self {
-            Section::Cells => "cells",
-            Section::Ablation => "ablation",
-            Section::Disturbances => "disturbances",
-            Section::Headline => "headline",
-            Section::Classes => "classes",
+            EvaluationSection::Cells => "cells",
+            EvaluationSection::Ablation => "ablation",
+            EvaluationSection::Disturbances => "disturbances",
+            EvaluationSection::Headline => "headline",
+            EvaluationSection::Classes => "classes",
         }
     }
 }
 
 #[derive(Clone, Debug)]
 pub struct Args {
-    pub sections: Vec<Section>,
+    pub sections: Vec<EvaluationSection>,
     pub short: bool,
     pub seeds: u64,
     pub only: String,
@@ -124,7 +124,7 @@ impl Args {
             })?;
         }
         if args.sections.is_empty() {
-            args.sections = Section::ALL.to_vec();
+            args.sections = EvaluationSection::ALL.to_vec();
         }
         if args.seeds == 0 {
             args.seeds = if args.short { 3 } else { 20 };
@@ -137,7 +137,8 @@ impl Args {
         argument: &str,
         value: impl FnOnce() -> Result<&'a String, String>,
     ) -> Result<(), String> {
-        if let Some(section) = Section::ALL.into_iter().find(|section| section.as_str() == argument)
+        if let Some(section) =
+            EvaluationSection::ALL.into_iter().find(|section| section.as_str() == argument)
         {
             self.sections.push(section);
             return Ok(());

@@ -99,7 +99,7 @@ fn budgets(cell: &Cell, chunks: &[u64]) -> Vec<u64> {
     if cell.own_chunk { vec![cell.config.profile.chunk.get()] } else { chunks.to_vec() }
 }
 
-struct Run<'a> {
+struct SeededRun<'a> {
     cell: &'a Cell,
     policy: Policy,
     chunk: u64,
@@ -118,7 +118,7 @@ pub fn contest(
         for name in names {
             for policy in variants(name, cell.config.engines) {
                 for chunk in budgets(cell, chunks) {
-                    runs.extend((0..seeds).map(|seed| Run { cell, policy, chunk, seed }));
+                    runs.extend((0..seeds).map(|seed| SeededRun { cell, policy, chunk, seed }));
                 }
             }
         }

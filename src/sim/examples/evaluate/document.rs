@@ -3,12 +3,12 @@
 
 use std::process::Command;
 
-use crate::arguments::Section;
+use crate::arguments::EvaluationSection;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/evaluation.md");
 
 /// Replaces the generated text of a section.
-pub fn write(section: Section, generated: &str) -> Result<(), String> {
+pub fn write(section: EvaluationSection, generated: &str) -> Result<(), String> {
     let problem = |error: std::io::Error| format!("{PAGE}: {error}");
     let page = std::fs::read_to_string(PAGE).map_err(problem)?;
     let name = section.as_str();

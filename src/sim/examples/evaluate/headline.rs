@@ -25,14 +25,14 @@ const ENGINES: usize = 24;
 const CHUNK: u64 = 2048;
 
 #[derive(Clone, Copy, PartialEq)]
-enum Side {
+enum Contestant {
     Tidegate,
     BestSplit,
 }
 
 struct Search {
     source: usize,
-    side: Side,
+    side: Contestant,
     seed: u64,
 }
 
@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> Result<String, String> {
     let seeds = seeds(args);
     let mut searches = Vec::new();
     for source in 0..cells.len() {
-        for side in [Side::Tidegate, Side::BestSplit] {
+        for side in [Contestant::Tidegate, Contestant::BestSplit] {
             searches.extend((0..seeds).map(|seed| Search { source, side, seed }));
         }
     }
@@ -143,8 +143,8 @@ impl Search {
     fn reaches(&self, cell: &Cell, attainment: f64, split: &mut usize) -> bool {
         let reaches = |policy| figures(cell, policy, CHUNK, self.seed).attainment >= attainment;
         match self.side {
-            Side::Tidegate => reaches(Policy::Tidegate),
-            Side::BestSplit => {
+            Contestant::Tidegate => reaches(Policy::Tidegate),
+            Contestant::BestSplit => {
                 let mut splits: Vec<usize> = (1..cell.config.engines).collect();
                 splits.sort_by_key(|prefills| prefills.abs_diff(*split));
                 let found = splits.into_iter().find(|prefills| reaches(Policy::Static(*prefills)));

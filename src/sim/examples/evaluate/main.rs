@@ -22,7 +22,7 @@ mod standings;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use arguments::{Args, Section, USAGE};
+use arguments::{Args, EvaluationSection, USAGE};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -44,11 +44,11 @@ fn run(args: &Args) -> Result<(), String> {
     for section in &args.sections {
         let began = Instant::now();
         let (tables, seeds) = match section {
-            Section::Cells => (standings::run(args)?, args.seeds),
-            Section::Ablation => (ablation::run(args)?, args.fewer_seeds()),
-            Section::Disturbances => (ablation::disturbances(args)?, args.fewer_seeds()),
-            Section::Headline => (headline::run(args)?, headline::seeds(args)),
-            Section::Classes => (classes::run(args)?, args.seeds),
+            EvaluationSection::Cells => (standings::run(args)?, args.seeds),
+            EvaluationSection::Ablation => (ablation::run(args)?, args.fewer_seeds()),
+            EvaluationSection::Disturbances => (ablation::disturbances(args)?, args.fewer_seeds()),
+            EvaluationSection::Headline => (headline::run(args)?, headline::seeds(args)),
+            EvaluationSection::Classes => (classes::run(args)?, args.seeds),
         };
         let stamp = document::stamp(&version, &args.command, seeds, began.elapsed().as_secs_f64());
         let text = format!("{stamp}{tables}");

@@ -11,16 +11,19 @@ use tidegate_types::{BackendId, Role};
 use crate::backends::fleet::{Backend, EngineReport, Fleet, RoutingTable};
 
 /// Configured and reported facts of all engines, by backend slot.
-pub struct Fitness {
+pub struct EngineCompatibility {
     configured: Vec<ConfiguredBackend>,
     reported: Vec<Option<Facts>>,
 }
 
-impl Fitness {
+impl EngineCompatibility {
     /// `configured`: facts from the settings. `reported`: facts that engines reported during start-up
     /// verification.
-    pub fn new(configured: Vec<ConfiguredBackend>, reported: Vec<Option<Facts>>) -> Fitness {
-        Fitness { configured, reported }
+    pub fn new(
+        configured: Vec<ConfiguredBackend>,
+        reported: Vec<Option<Facts>>,
+    ) -> EngineCompatibility {
+        EngineCompatibility { configured, reported }
     }
 
     /// Adds a backend that joins; it has reported no facts.
@@ -42,11 +45,11 @@ impl Fitness {
         new
     }
 
-    /// The PD role in which an engine reports to run; `None` for engines that run whole requests.
+    /// The PD role in which an engine reports to run; `None` for engines that run colocated requests.
     pub fn reported_role(&self, backend: BackendId) -> Option<Role> {
         match self.reported[backend.index()].as_ref()?.mode? {
             DisaggregationMode::Half(role) => Some(role),
-            DisaggregationMode::Whole => None,
+            DisaggregationMode::Colocated => None,
         }
     }
 
@@ -95,8 +98,8 @@ fn show(backend: &Backend, version: Option<String>, fit: &Compatibility) {
 }
 
 /// Sets the groups of the first table, before requests are served.
-pub fn first(fitness: &mut Fitness, fleet: &Fleet) {
+pub fn first(compatibility: &mut EngineCompatibility, fleet: &Fleet) {
     let mut table = (**fleet.table()).clone();
-    fitness.apply(&fleet.backends(), &mut table);
+    compatibility.apply(&fleet.backends(), &mut table);
     fleet.publish(table);
 }
