@@ -61,7 +61,7 @@ pub struct Args {
     /// or batch: without targets, served with what is left. tidegate knows the classes, other policies do
     /// not
     #[arg(long, value_name = "TTFT,TPOT|batch", conflicts_with = "report")]
-    class: Vec<classes::ServiceClass>,
+    class: Vec<classes::SimulatedClass>,
     /// Factor on the trace's output lengths
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     output_scale: f64,

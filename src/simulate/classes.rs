@@ -8,21 +8,21 @@ use crate::simulate::{Args, SimulateError, duration};
 
 /// A value of `--class`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum ServiceClass {
+pub enum SimulatedClass {
     Batch,
     Targets { ttft: f64, tpot: f64 },
 }
 
-impl std::str::FromStr for ServiceClass {
+impl std::str::FromStr for SimulatedClass {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<ServiceClass, String> {
+    fn from_str(text: &str) -> Result<SimulatedClass, String> {
         let targets = || {
             let (ttft, tpot) = text.split_once(',')?;
-            Some(ServiceClass::Targets { ttft: ttft.parse().ok()?, tpot: tpot.parse().ok()? })
+            Some(SimulatedClass::Targets { ttft: ttft.parse().ok()?, tpot: tpot.parse().ok()? })
         };
         match text {
-            "batch" => Ok(ServiceClass::Batch),
+            "batch" => Ok(SimulatedClass::Batch),
             _ => targets().ok_or_else(|| "use TTFT,TPOT in seconds, or batch".to_owned()),
         }
     }
@@ -36,8 +36,8 @@ pub fn of(args: &Args, itl: Option<Seconds>) -> Result<Classes, SimulateError> {
     }
     args.class.iter().try_fold(Classes::default(), |classes, class| {
         let classes = match class {
-            ServiceClass::Batch => classes.with_batch(),
-            ServiceClass::Targets { ttft, tpot } => {
+            SimulatedClass::Batch => classes.with_batch(),
+            SimulatedClass::Targets { ttft, tpot } => {
                 let (ttft, tpot) = (duration("--class", *ttft)?, duration("--class", *tpot)?);
                 classes.with_interactive(Slo { ttft, tpot, itl })
             }

@@ -19,7 +19,7 @@ const SHARES: [f64; 5] = [0.1, 0.25, 0.5, 0.75, 0.9];
 const OTHER: ClassId = ClassId(1);
 
 /// A load of two classes.
-struct Load {
+struct ClassLoad {
     name: &'static str,
     /// Name of the class besides the default one, with its targets.
     class: &'static str,
@@ -27,7 +27,7 @@ struct Load {
     draw: Box<dyn Fn(u64) -> Trace + Sync>,
 }
 
-impl Load {
+impl ClassLoad {
     fn is_batch(&self) -> bool {
         self.classes.targets(OTHER, Slo::default()).is_batch()
     }
@@ -44,8 +44,8 @@ enum Variant {
     Share(f64),
 }
 
-struct Run<'a> {
-    load: &'a Load,
+struct ClassRun<'a> {
+    load: &'a ClassLoad,
     variant: Variant,
     seed: u64,
 }
@@ -56,7 +56,7 @@ struct Result<'a> {
     draws: &'a [Vec<ClassReport>],
 }
 
-fn loads() -> std::result::Result<Vec<Load>, String> {
+fn loads() -> std::result::Result<Vec<ClassLoad>, String> {
     let conv = read("azure_llm_2023_conv.first30min.csv")?;
     let code = read("azure_llm_2023_code.first30min.csv")?;
     let class = |ttft, tpot| {
@@ -69,7 +69,7 @@ fn loads() -> std::result::Result<Vec<Load>, String> {
     let work = |seed: u64, rate| Trace::bursts(seed + 1001, GENERATED, rate, Seconds(45.0));
     let (dialogue, completions) = (conv.clone(), code);
     Ok(vec![
-        Load {
+        ClassLoad {
             name: "bursts 60 s ×0.8, and batch work of 25 requests/s",
             class: "batch",
             classes: batch,
@@ -77,7 +77,7 @@ fn loads() -> std::result::Result<Vec<Load>, String> {
                 Trace::merge([bursts(seed, 11.2), work(seed, 25.0).of_class(OTHER)])
             }),
         },
-        Load {
+        ClassLoad {
             name: "conv ×5, and code ×6 as batch work",
             class: "batch",
             classes: batch,
@@ -89,13 +89,13 @@ fn loads() -> std::result::Result<Vec<Load>, String> {
                 Trace::merge([chat, batch.window(Seconds::ZERO, end)])
             }),
         },
-        Load {
+        ClassLoad {
             name: "bursts 60 s ×0.8, a fifth strict",
             class: "TTFT .5 s, TPOT 20 ms",
             classes: strict,
             draw: Box::new(move |seed| bursts(seed, 11.2).with_class(OTHER, 0.2, seed)),
         },
-        Load {
+        ClassLoad {
             name: "conv ×5, a fifth strict",
             class: "TTFT .5 s, TPOT 20 ms",
             classes: strict,
@@ -103,7 +103,7 @@ fn loads() -> std::result::Result<Vec<Load>, String> {
                 conv.clone().resampled(seed).at_rate(5.0).with_class(OTHER, 0.2, seed)
             }),
         },
-        Load {
+        ClassLoad {
             name: "bursts 60 s ×1.2, a third lax",
             class: "TTFT 5 s, TPOT 100 ms",
             classes: class(5.0, 0.1),
@@ -115,7 +115,7 @@ fn loads() -> std::result::Result<Vec<Load>, String> {
 pub fn run(args: &Args) -> std::result::Result<String, String> {
     let mut loads = loads()?;
     loads.retain(|load| load.name.contains(&args.only));
-    let variants = |load: &Load| -> Vec<Variant> {
+    let variants = |load: &ClassLoad| -> Vec<Variant> {
         let shares = SHARES.iter().map(|share| Variant::Share(*share));
         [Variant::Known, Variant::Unknown, Variant::Without]
             .into_iter()
@@ -125,12 +125,12 @@ pub fn run(args: &Args) -> std::result::Result<String, String> {
     let mut runs = Vec::new();
     for load in &loads {
         for variant in variants(load) {
-            runs.extend((0..args.seeds).map(|seed| Run { load, variant, seed }));
+            runs.extend((0..args.seeds).map(|seed| ClassRun { load, variant, seed }));
         }
     }
     let reports = in_parallel(Some("classes"), &runs, |run| run.reports(args.params));
     let mut draws = reports.chunks(args.seeds as usize);
-    let results: Vec<(&Load, Vec<Result<'_>>)> = loads
+    let results: Vec<(&ClassLoad, Vec<Result<'_>>)> = loads
         .iter()
         .map(|load| {
             let all = variants(load).into_iter().zip(draws.by_ref());
@@ -140,7 +140,7 @@ pub fn run(args: &Args) -> std::result::Result<String, String> {
     Ok(format!("{}\n{}", by_class(&results), by_share(&results)))
 }
 
-impl Run<'_> {
+impl ClassRun<'_> {
     fn reports(&self, params: TidegateParams) -> Vec<ClassReport> {
         let mut config = SimConfig { tidegate: params, ..SimConfig::default() };
         config.profile = config.profile.with_chunk(CHUNK);
@@ -181,7 +181,7 @@ fn achieved(report: &ClassReport) -> f64 {
 }
 
 /// Returns the table of each class with and without knowledge of the classes.
-fn by_class(results: &[(&Load, Vec<Result<'_>>)]) -> String {
+fn by_class(results: &[(&ClassLoad, Vec<Result<'_>>)]) -> String {
     let mut text = String::from(
         "| load | class | requests | classes known | unknown | difference, points | without the other class | price of it, points | TTFT p99, s: known, unknown |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
@@ -225,7 +225,7 @@ fn by_class(results: &[(&Load, Vec<Result<'_>>)]) -> String {
 
 /// Returns the table of shares of an engine for batch work: the price for the default class and the share
 /// of batch work that ended before the last arrival.
-fn by_share(results: &[(&Load, Vec<Result<'_>>)]) -> String {
+fn by_share(results: &[(&ClassLoad, Vec<Result<'_>>)]) -> String {
     let batch: Vec<_> = results.iter().filter(|(load, _)| load.is_batch()).collect();
     if batch.is_empty() {
         return String::new();
@@ -237,7 +237,7 @@ fn by_share(results: &[(&Load, Vec<Result<'_>>)]) -> String {
         " --- |".repeat(names.len())
     );
     for share in SHARES {
-        let cell = |(_, results): &&(&Load, Vec<Result<'_>>)| -> Option<String> {
+        let cell = |(_, results): &&(&ClassLoad, Vec<Result<'_>>)| -> Option<String> {
             let (with, without) =
                 (find(results, Variant::Share(share))?, find(results, Variant::Without)?);
             let default = |result: &Result<'_>| result.figures(ClassId::DEFAULT, achieved);
