@@ -266,15 +266,21 @@ async fn a_failed_leg_cancels_the_other_and_the_retry_has_fresh_ids() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_cancels_both_legs() {
-    let (p, d) = (Fake::start([], Act::Silent).await, Fake::start([], Act::Silent).await);
-    let proxy = offloading(&p, &d, "").await;
+/// Sends a request whose legs run on `p` and `d` at the same time, and asserts that both legs end when
+/// its client leaves.
+pub async fn assert_client_cancels_both_legs(proxy: &Proxy, p: &Fake, d: &Fake) {
     let client = leave_later(proxy.data, post("/v1/chat/completions", chat(true)));
     until("both run", || p.hanging() + d.hanging() == 2).await;
     client.abort();
     until("both are cancelled", || p.hanging() + d.hanging() == 0).await;
     proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_cancels_both_legs() {
+    let (p, d) = (Fake::start([], Act::Silent).await, Fake::start([], Act::Silent).await);
+    let proxy = offloading(&p, &d, "").await;
+    assert_client_cancels_both_legs(&proxy, &p, &d).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tidegate_emulator::{EmulatedEngine, SglangMode};
 use tokio::task::JoinSet;
 
-use crate::client::{leave_later, post, send, until};
+use crate::client::{post, send, until};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks};
 use crate::fleet::{Emulated, tokens_of};
 use crate::proxy::{Engine, Proxy, chat};
@@ -84,11 +84,7 @@ async fn a_client_that_leaves_cancels_both_legs() {
     let d = Fake::start([], Act::Silent).await;
     let engines = [prefill("p", p.url(), 8998), decode("d", d.url())];
     let proxy = Proxy::start("", &engines).await;
-    let client = leave_later(proxy.data, post("/v1/chat/completions", chat(true)));
-    until("both run", || p.hanging() + d.hanging() == 2).await;
-    client.abort();
-    until("both are cancelled", || p.hanging() + d.hanging() == 0).await;
-    proxy.settles().await;
+    crate::connectors::assert_client_cancels_both_legs(&proxy, &p, &d).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
