@@ -12,7 +12,8 @@ fleetView.build = root => {
   view.noFlips = el("p", { class: "soft", text: "No role has changed since the start." });
   view.engines = el("ul", { class: "engines" });
   view.count = el("span", { class: "soft" });
-  root.append(view.tiles,
+  view.headline = el("p", { class: "headline" });
+  root.append(view.headline, view.tiles,
     el("section", { class: "panel", "aria-labelledby": "tides" },
       el("div", { class: "row head" }, el("h2", { id: "tides", text: "Prefill and decode" }),
         el("span", { class: "soft small", text: "prefill fills from the top, decode from the bottom, the gap is idle; the line divides the two pools; ▼ a flip" }),
@@ -26,6 +27,7 @@ fleetView.build = root => {
 
 fleetView.update = () => {
   const { snapshot, points, flips } = live, { fleet, targets } = snapshot, view = fleetView;
+  updateHeadline(view.headline);
   updateTiles(view.tiles, snapshot, points);
   const now = snapshot.at, total = fleet.backends.length;
   const from = Math.max(now - view.minutes * 60, Math.min(points[0]?.at ?? now, now - 60));
@@ -64,11 +66,14 @@ function smooth(points, name) {
   });
 }
 
+/** A class may have targets of its own, which the figures of all requests are not compared with. */
+const targetWords = targets => targets.models.some(model => model.class !== "default") ? "default target" : "target";
+
 function updateTiles(tiles, { fleet, targets, outlook }, points) {
   const recent = points.slice(-10), last = points.at(-1);
   const ended = last?.ended || 0, arrived = recent.reduce((sum, point) => sum + point.arrived, 0) / Math.max(recent.length, 1);
   const total = fleet.backends.length, used = last ? last.prefill_engines + last.decode_engines : 0;
-  const over = (value, target) => value === null || value === undefined ? "no request ended" : `target ${format.seconds(target)}${value > target ? ", missed" : ", met"}`;
+  const over = (value, target) => value === null || value === undefined ? "no request ended" : `${targetWords(targets)} ${format.seconds(target)}${value > target ? ", missed" : ", met"}`;
   const items = [
     ["Attainment, last 10 s", ended ? format.percent(last.attained / ended) : absent, ended ? `${last.attained} of ${format.plural(ended, "request")}` : "no request ended"],
     ["TTFT, p90", format.seconds(last?.ttft_p90), over(last?.ttft_p90, targets.ttft_seconds)],

@@ -20,6 +20,7 @@ pub const DASHBOARD_JS: &str = concat!(
     include_str!("format.js"),
     include_str!("chart.js"),
     include_str!("live.js"),
+    include_str!("headline.js"),
     include_str!("fleet.js"),
     include_str!("requests.js"),
     include_str!("plan.js"),

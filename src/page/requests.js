@@ -1,5 +1,5 @@
 // Requests in flight and the last ended ones, each as a waterfall.
-const requestsView = { id: "requests", title: "Requests", filters: { model: "", tenant: "", outcome: "", text: "" }, open: null, list: null, error: null };
+const requestsView = { id: "requests", title: "Requests", filters: { model: "", tenant: "", class: "", outcome: "", text: "" }, open: null, list: null, error: null };
 // Of the requests in flight the latest are shown, or all if the filter selects only these.
 const shownMax = 200, inFlightMax = 8, phaseNames = { queue: "queue", prefill: "prefill", handoff: "hand-off", decode: "decode", unstreamed: "not streamed" };
 
@@ -19,7 +19,7 @@ requestsView.build = root => {
   view.scroll = el("div", { class: "panel scroll", tabindex: "0", role: "region", "aria-label": "Requests" }, view.table);
   root.append(el("div", { class: "row head" }, el("h2", { text: "Requests" }),
     el("span", { class: "keys" }, Object.entries(phaseNames).map(([phase, name]) => el("span", {}, el("i", { class: `p-${phase}` }), name)))),
-  el("div", { class: "filters" }, select("model", "Model"), select("tenant", "Key"), select("outcome", "Outcome"),
+  el("div", { class: "filters" }, select("model", "Model"), select("tenant", "Key"), view.classLabel = select("class", "Class"), select("outcome", "Outcome"),
     el("label", { for: "f-text" }, "Request id", text), el("span", {}, view.live, el("label", { class: "inline", for: "f-live", text: " live" })), view.summary), view.state, view.scroll);
 };
 
@@ -37,8 +37,10 @@ requestsView.draw = () => {
   const view = requestsView, list = view.list || [], filters = view.filters;
   fillSelect(view.model, "all models", list.map(request => request.model), filters.model);
   fillSelect(view.tenant, "all keys", list.map(request => request.tenant), filters.tenant);
+  fillSelect(view.class, "all classes", list.map(request => request.class), filters.class);
+  view.classLabel.hidden = !filters.class && new Set(list.map(request => request.class).filter(Boolean)).size < 2;
   fillSelect(view.outcome, "all outcomes", list.map(outcomeOf), filters.outcome);
-  const matches = list.filter(request => (!filters.model || request.model === filters.model) && (!filters.tenant || request.tenant === filters.tenant)
+  const matches = list.filter(request => (!filters.model || request.model === filters.model) && (!filters.tenant || request.tenant === filters.tenant) && (!filters.class || request.class === filters.class)
     && (!filters.outcome || outcomeOf(request) === filters.outcome) && (!filters.text || request.request_id.includes(filters.text)));
   const inFlight = matches.filter(request => !request.ended).reverse(), ended = matches.filter(request => request.ended);
   const shown = inFlight.slice(0, filters.outcome === "in flight" ? shownMax : inFlightMax).concat(ended).slice(0, shownMax);
@@ -105,7 +107,7 @@ function drawDetail(place, request) {
     row("TTFT", predicted.ttft_seconds, observed.ttft_seconds, targets.ttft_seconds ?? undefined), row("TPOT", predicted.tpot_seconds, observed.tpot_seconds, targets.tpot_seconds ?? undefined), row("largest gap", undefined, observed.gap_max_seconds, targets.itl_seconds ?? undefined)));
   const candidates = el("table", {}, headings("Candidate", "Role", ">backlog", ">streams", ">cached", ">end of prefill", ""), el("tbody", {}, request.candidates.map(each => el("tr", { class: each.chosen ? "here" : null },
     cell(each.backend), el("td", {}, chip(each.role)), cell(format.seconds(each.backlog_seconds), "n"), cell(format.count(each.streams), "n"), cell(format.count(each.cached_tokens), "n"), cell(`after ${format.seconds(each.prefill_end_seconds)}`, "n"), cell(each.chosen ? "chosen" : each.open ? "" : "no capacity")))));
-  place.replaceChildren(...[el("p", {}, el("span", { class: "mono", text: request.request_id }), el("span", { class: "soft", text: ` · ${request.endpoint} · ${format.plural(request.attempts, "attempt")}` })),
+  place.replaceChildren(...[el("p", {}, el("span", { class: "mono", text: request.request_id }), el("span", { class: "soft", text: ` · ${request.endpoint} · class ${request.class} · ${format.plural(request.attempts, "attempt")}` })),
     request.problem ? el("p", { class: "bad", text: request.problem }) : null, el("p", { text: request.choice }), bars,
     el("div", { class: "split2" }, el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Predicted and observed" }, figures), request.candidates.length ? el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Candidates" }, candidates) : null)].filter(Boolean));
 }

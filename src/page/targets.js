@@ -39,6 +39,6 @@ targetsView.update = () => {
   attainment.update({ ...common, height: 130, yMax: 1, yText: share => format.percent(share, 0), valueText: share => format.percent(share), note: "share of the requests that ended in the last 10 s and met all targets; all models and classes, without batch work",
     label: "Share of requests that met all targets, over time", series: [line("attainment", "c1", point => point.ended ? point.attained / point.ended : null)] });
   for (const [figure, name, target] of [[ttft, "ttft", targets.ttft_seconds], [tpot, "tpot", targets.tpot_seconds]])
-    figure.update({ ...common, height: 170, yLimit: target * 4, yText: format.seconds, valueText: format.seconds, level: { y: target, text: `target ${format.seconds(target)}` }, note: "of the last 10 s",
+    figure.update({ ...common, height: 170, yLimit: target * 4, yText: format.seconds, valueText: format.seconds, level: { y: target, text: `${targetWords(targets)} ${format.seconds(target)}` }, note: "of the last 10 s",
       label: `${name.toUpperCase()}, median and 90th percentile over time`, series: [line("median", "c1", point => point[`${name}_p50`]), line("90th percentile", "c2", point => point[`${name}_p90`])] });
 };

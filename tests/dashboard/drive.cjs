@@ -29,6 +29,9 @@ async function open(page, view) {
 }
 
 async function views_(page, name) {
+  await open(page, "fleet");
+  const headline = await page.$eval(".headline", node => node.textContent);
+  if (name === "light" && !headline.includes("of the requests of the last 10 s met their targets.")) problems.push(`headline under load: ${headline}`);
   for (const view of views) {
     await open(page, view);
     if (view === "requests") {
@@ -69,6 +72,8 @@ async function main() {
     await pause(0.5);
   }
   await must(page, ".engine", "fleet");
+  const idle = await page.$eval(".headline", node => node.textContent);
+  if (!idle.includes("No requests at present.")) problems.push(`headline without requests: ${idle}`);
   for (const view of views) { await open(page, view); await check(page, `${view} empty`); if (view !== "fleet") await must(page, ".state, .panel", `${view} empty`); }
   await page.screenshot({ path: `${out}/empty.png` });
 
