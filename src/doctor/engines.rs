@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 use tidegate_engine::EngineKind;
-use tidegate_settings::{BackendSettings, Connector, KvRole, Settings};
+use tidegate_settings::{BackendSettings, Connector, KvRole, ModelSettings, Settings};
 use tidegate_signals::facts::DisaggregationMode;
 use tidegate_signals::identity::Identity;
 use tokio::net::TcpStream;
@@ -40,10 +40,16 @@ pub async fn check(
     role(backend, &identity, report);
     ports(backend, report).await;
     clock(backend, client, report).await;
-    for settings in &settings.models {
-        if identity.facts.models.iter().any(|model| model.id == settings.name) {
-            tokenizer::check(settings, backend, client, report).await;
-        }
+    let serves = |settings: &&ModelSettings| {
+        settings.tokenizer.is_some()
+            && identity.facts.models.iter().any(|model| model.id == settings.name)
+    };
+    let counted: Vec<&ModelSettings> = settings.models.iter().filter(serves).collect();
+    if counted.is_empty() {
+        tokenizer::none(backend, report);
+    }
+    for settings in counted {
+        tokenizer::check(settings, backend, client, report).await;
     }
     model.or_else(|| backend.models.first().cloned())
 }

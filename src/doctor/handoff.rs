@@ -1,13 +1,15 @@
 //! A trial hand-off between two engines: one short prompt, prefilled on the first and decoded on the
 //! second, with the legs that the proxy sends.
 
+use serde::Deserialize;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use tidegate_engine::trial::{TRIAL_PATH, TrialRequest, tokens_received};
 use tidegate_engine::{Family, LegBody, Legs, Peer, RendezvousInfo};
 use tidegate_settings::{BackendSettings, Settings};
 use tidegate_types::Role;
 
-use super::DoctorReport;
+use super::{DoctorReport, Level};
 use crate::ask::{Client, HttpAnswer, host_of};
 
 /// Length of the prompt in words: several KV blocks of any engine.
@@ -38,7 +40,12 @@ pub async fn check(
     let began = Instant::now();
     let before = moved(&second, to).await;
     let trial = Trial { family, from, to, first: &first, second: &second };
-    match trial.run(model).await {
+    let mut channel = None;
+    let ended = trial.run(model, &mut channel).await;
+    if let Some(channel) = channel {
+        side_channel((from, to), &channel, report);
+    }
+    match ended {
         Err((engine, problem)) => report.error(
             &subject,
             "hand-off",
@@ -65,6 +72,57 @@ pub async fn check(
     }
 }
 
+/// Where decode engines fetch the KV cache, as vLLM's NIXL connectors announce it with each prefill.
+#[derive(Debug, Deserialize)]
+struct SideChannel {
+    remote_host: String,
+    remote_port: u16,
+}
+
+impl SideChannel {
+    fn of(answer: &[u8]) -> Option<SideChannel> {
+        #[derive(Deserialize)]
+        struct Announced {
+            kv_transfer_params: SideChannel,
+        }
+        serde_json::from_slice(answer).ok().map(|answer: Announced| answer.kv_transfer_params)
+    }
+
+    fn is_loopback(&self) -> bool {
+        let host = self.remote_host.trim_matches(['[', ']']);
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+}
+
+/// Reports the address that the first engine announces: once for each engine and result.
+fn side_channel(
+    (from, to): (&BackendSettings, &BackendSettings),
+    channel: &SideChannel,
+    report: &mut DoctorReport,
+) {
+    const CHECK: &str = "side channel";
+    let are_apart = host_of(&from.url).ok() != host_of(&to.url).ok();
+    let is_wrong = channel.is_loopback() && are_apart;
+    let level = if is_wrong { Level::Error } else { Level::Ok };
+    let is_known = |known: &super::Finding| {
+        known.subject == from.name && known.check == CHECK && known.level == level
+    };
+    if report.findings.iter().any(is_known) {
+        return;
+    }
+    let SideChannel { remote_host, remote_port } = channel;
+    let detail = format!("the engine announces {remote_host}:{remote_port}");
+    match is_wrong {
+        false => report.ok(&from.name, CHECK, detail),
+        true => report.error(
+            &from.name,
+            CHECK,
+            format!("{detail}, which {} cannot reach", to.name),
+            "start the engine with VLLM_NIXL_SIDE_CHANNEL_HOST=an address that the other engines reach",
+        ),
+    }
+}
+
 struct Trial<'a> {
     family: Family,
     from: &'a BackendSettings,
@@ -77,7 +135,8 @@ struct Trial<'a> {
 type Failed = (String, String);
 
 impl Trial<'_> {
-    async fn run(&self, model: &str) -> Result<(), Failed> {
+    /// `channel` is what the first engine announces, also where the hand-off then fails.
+    async fn run(&self, model: &str, channel: &mut Option<SideChannel>) -> Result<(), Failed> {
         // A unique number, so that no prefix cache holds the prompt.
         let id = fastrand::u64(..);
         let failed = |error: String| (self.from.name.clone(), error);
@@ -98,6 +157,7 @@ impl Trial<'_> {
             }
             Legs::PrefillFirst { prefill } => {
                 let answer = self.leg(self.first, self.from, prefill.into()).await?;
+                *channel = SideChannel::of(&answer.body);
                 let decode = request.decode_leg(self.family, &answer.body, key.as_deref());
                 self.leg(self.second, self.to, decode.map_err(failed)?).await.map(drop)
             }
@@ -159,4 +219,42 @@ impl Trial<'_> {
 async fn moved(client: &Client, on: &BackendSettings) -> Option<f64> {
     let page = client.get(&on.url, "/metrics").await.ok()?;
     tokens_received(&String::from_utf8_lossy(&page.body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        let backend = |name: &str, host: &str| {
+            format!(
+                "[[backends]]\nname = \"{name}\"\nurl = \"http://{host}:8000\"\nengine = \"vllm\"\n"
+            )
+        };
+        let text = backend("a", "10.0.0.1") + &backend("b", "10.0.0.2") + &backend("c", "10.0.0.3");
+        Settings::parse(&text).unwrap()
+    }
+
+    #[test]
+    fn a_side_channel_on_loopback_is_an_error_for_engines_on_other_machines() {
+        let settings = settings();
+        let [a, b, c] = &settings.backends[..] else { panic!("three backends") };
+        let of = |host: &str| {
+            let answer = format!(
+                "{{\"kv_transfer_params\":{{\"remote_host\":\"{host}\",\"remote_port\":5600}}}}"
+            );
+            SideChannel::of(answer.as_bytes()).unwrap()
+        };
+        let mut report = DoctorReport::default();
+        for host in ["localhost", "127.0.0.1"] {
+            side_channel((a, b), &of(host), &mut report);
+            side_channel((a, c), &of(host), &mut report);
+        }
+        side_channel((b, a), &of("10.0.0.2"), &mut report);
+        let seen: Vec<(&str, Level)> =
+            report.findings.iter().map(|each| (each.subject.as_str(), each.level)).collect();
+        assert_eq!(seen, [("a", Level::Error), ("b", Level::Ok)]);
+        assert!(report.findings[0].detail.ends_with("localhost:5600, which b cannot reach"));
+        assert!(SideChannel::of(b"{\"choices\":[]}").is_none(), "another family's answer");
+    }
 }

@@ -29,6 +29,17 @@ const SAMPLES: [&str; 10] = [
 /// Longest part of an engine's error that is shown, in characters.
 const SHOWN: usize = 160;
 
+/// Reports that no tokenizer is configured for the models of an engine.
+pub fn none(backend: &BackendSettings, report: &mut DoctorReport) {
+    report.add(
+        Level::Ok,
+        &backend.name,
+        CHECK,
+        "none: prompt tokens are estimated".to_owned(),
+        Some("for exact counts set tokenizer in [[models]], or --tokenizer PATH"),
+    );
+}
+
 /// Checks the tokenizer of one model against one engine.
 pub async fn check(
     model: &ModelSettings,
