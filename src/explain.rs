@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use crate::operate::{Admin, OperateError};
-use crate::terminal::{Paint, Style};
+use crate::terminal::{ABSENT, Paint, Style, time_text};
 
 /// Show one request: its phases as a waterfall, its predicted and observed times, and the candidates of
 /// its placement.
@@ -94,8 +94,6 @@ struct ExplainedCandidate {
 const LISTED: usize = 20;
 /// Characters of a bar.
 const BAR: usize = 40;
-/// Placeholder of an unknown value.
-const NONE: &str = "–";
 
 /// `tidegate explain`
 pub fn run(args: &Args) -> Result<(), OperateError> {
@@ -144,8 +142,8 @@ fn list(requests: &[ExplainedRequest]) -> String {
             request.ended.as_ref().unwrap_or(&request.stage),
             request.prompt_tokens,
             request.output_tokens,
-            time_of(request.observed.ttft_seconds),
-            time_of(Some(time)),
+            time_text(request.observed.ttft_seconds),
+            time_text(Some(time)),
             engines.join(" → ")
         )
         .ok();
@@ -157,7 +155,7 @@ fn waterfall(request: &ExplainedRequest) -> String {
     let paint = Paint::stdout();
     let model = request.model.as_deref().unwrap_or("no model");
     let Some(ended) = &request.ended else {
-        let age = time_of(request.age_seconds);
+        let age = time_text(request.age_seconds);
         let id = &request.request_id;
         return format!("{id} · {model} · in flight: {}, {age} old\n", request.stage);
     };
@@ -165,7 +163,7 @@ fn waterfall(request: &ExplainedRequest) -> String {
         "{} · {model} · {ended} ({}) after {}, {} prompt and {} output tokens, attempts: {}\n",
         paint.style(Style::Bold, &request.request_id),
         request.status,
-        time_of(Some(request.duration_seconds)),
+        time_text(Some(request.duration_seconds)),
         request.prompt_tokens,
         request.output_tokens,
         request.attempts,
@@ -201,7 +199,7 @@ fn bar(phase: &ExplainedPhase, whole: f64, paint: Paint) -> String {
         name => name,
     };
     let on = phase.backend.as_deref().unwrap_or("");
-    let time = time_of(Some(phase.seconds));
+    let time = time_text(Some(phase.seconds));
     format!("  {name:<9} {time:>9} │{}{drawn}{rest}│ {on}\n", " ".repeat(before))
 }
 
@@ -220,14 +218,14 @@ fn beside(request: &ExplainedRequest, paint: Paint) -> String {
     ];
     for (name, predicted, observed, target) in rows {
         let missed = matches!((observed, target), (Some(seen), Some(most)) if seen > most);
-        let seen = format!("{:>10}", time_of(observed));
+        let seen = format!("{:>10}", time_text(observed));
         let seen = if missed { paint.style(Style::Red, &seen) } else { seen };
-        let (predicted, target) = (time_of(predicted), time_of(target));
+        let (predicted, target) = (time_text(predicted), time_text(target));
         text += &format!("  {name:<16} {predicted:>10} {seen} {target:>10}\n");
     }
-    let tokens = |count: Option<u64>| count.map_or(NONE.to_owned(), |count| count.to_string());
+    let tokens = |count: Option<u64>| count.map_or(ABSENT.to_owned(), |count| count.to_string());
     let (before, after) = (tokens(predicted.cached_tokens), tokens(observed.cached_tokens));
-    text + &format!("  {:<16} {before:>10} {after:>10} {NONE:>10}\n", "cached tokens")
+    text + &format!("  {:<16} {before:>10} {after:>10} {ABSENT:>10}\n", "cached tokens")
 }
 
 fn candidates(candidates: &[ExplainedCandidate], paint: Paint) -> String {
@@ -250,21 +248,13 @@ fn candidates(candidates: &[ExplainedCandidate], paint: Paint) -> String {
             "  {:<20} {:<9} {:>10} {:>8} {:>8} {:>12}  {note}",
             each.backend,
             each.role,
-            time_of(Some(each.backlog_seconds)),
+            time_text(Some(each.backlog_seconds)),
             each.streams,
             each.cached_tokens,
-            time_of(Some(each.prefill_end_seconds)),
+            time_text(Some(each.prefill_end_seconds)),
         );
         let line = if each.chosen { paint.style(Style::Bold, &line) } else { line };
         text += &format!("{}\n", line.trim_end());
     }
     text
-}
-
-fn time_of(seconds: Option<f64>) -> String {
-    match seconds {
-        Some(long) if long >= 10.0 => format!("{long:.1} s"),
-        Some(few) => format!("{:.1} ms", few * 1e3),
-        None => NONE.to_owned(),
-    }
 }

@@ -6,6 +6,8 @@ mod widgets;
 
 use tidegate_types::Role;
 
+use crate::terminal::{ABSENT, time_text};
+
 pub use widgets::draw;
 
 /// Contents of the screen at one moment.
@@ -98,25 +100,16 @@ impl Screen {
             pool(Role::Mixed),
             pool(Role::Draining),
             self.queue.now().unwrap_or(0.0),
-            millis(self.ttft.now()),
-            millis(self.tpot.now()),
+            time_text(self.ttft.now()),
+            time_text(self.tpot.now()),
             percent(self.attainment.now()),
         )
     }
 }
 
-/// A time in milliseconds.
-pub fn millis(seconds: Option<f64>) -> String {
-    match seconds {
-        Some(long) if long >= 10.0 => format!("{long:.1} s"),
-        Some(some) => format!("{:.0} ms", some * 1e3),
-        None => "–".to_owned(),
-    }
-}
-
 /// A share in percent.
 pub fn percent(share: Option<f64>) -> String {
-    share.map_or("–".to_owned(), |share| format!("{:.0} %", share * 100.0))
+    share.map_or(ABSENT.to_owned(), |share| format!("{:.0} %", share * 100.0))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::operate::{Admin, BackendStatus, FleetStatus, OperateError};
 use crate::screen::canvas::Canvas;
 use crate::screen::{ChartSeries, EngineRow, Screen};
-use crate::terminal::has_colours;
+use crate::terminal::{has_colours, time_text};
 
 /// Show the fleet of a running proxy, live: pools, engines, queue, latencies against their targets,
 /// and the last role changes.
@@ -254,7 +254,7 @@ fn engine(backend: BackendStatus, ttft: f64) -> EngineRow {
             false => share(f64::from(backend.streams), f64::from(backend.streams_max)),
         },
         detail: match prefills {
-            true => format!("{:.0} ms", backend.prefill_seconds * 1e3),
+            true => time_text(Some(backend.prefill_seconds)),
             false => format!("{} streams", backend.streams),
         },
         kv: share(backend.kv_tokens as f64, backend.kv_capacity_tokens as f64),

@@ -10,7 +10,7 @@ use tidegate_types::{Role, Slo};
 
 use crate::screen::canvas::Canvas;
 use crate::screen::{ChartSeries, EngineRow, Screen};
-use crate::terminal::has_colours;
+use crate::terminal::{has_colours, time_text};
 
 /// Refresh interval.
 const LOOK: Duration = Duration::from_millis(200);
@@ -174,7 +174,7 @@ fn engines(proxy: &Proxy, slo: &Slo) -> Vec<EngineRow> {
                 _ => share(f64::from(balance.streams), f64::from(backend.streams_max)),
             },
             detail: match role {
-                Role::Prefill => format!("{:.0} ms", backlog.as_millis()),
+                Role::Prefill => time_text(Some(backlog.get())),
                 _ => format!("{} streams", balance.streams),
             },
             kv: share(balance.kv.as_f64(), backend.kv_capacity().as_f64()),

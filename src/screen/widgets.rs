@@ -7,7 +7,8 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Paragraph, Sparkline};
 use tidegate_types::Role;
 
-use super::{ChartSeries, EngineRow, Screen, millis, percent};
+use super::{ChartSeries, EngineRow, Screen, percent};
+use crate::terminal::{ABSENT, time_text};
 
 /// Cells of an engine's load bar.
 const BAR: usize = 12;
@@ -98,10 +99,10 @@ fn row<'a>(engine: &'a EngineRow, palette: Palette) -> Line<'a> {
 fn charts(frame: &mut Frame<'_>, screen: &Screen, area: Rect, palette: Palette) {
     let columns = Layout::horizontal([Constraint::Fill(1); 4]).split(area);
     let beside = screen.beside.as_deref();
-    let count = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.0}"));
+    let count = |value: Option<f64>| value.map_or(ABSENT.to_owned(), |value| format!("{value:.0}"));
     chart(frame, "queue", &screen.queue, count, beside, columns[0], palette);
-    chart(frame, "TTFT", &screen.ttft, millis, beside, columns[1], palette);
-    chart(frame, "TPOT", &screen.tpot, millis, beside, columns[2], palette);
+    chart(frame, "TTFT", &screen.ttft, time_text, beside, columns[1], palette);
+    chart(frame, "TPOT", &screen.tpot, time_text, beside, columns[2], palette);
     chart(frame, "in time", &screen.attainment, percent, beside, columns[3], palette);
 }
 
@@ -173,8 +174,8 @@ mod tests {
                 "31 streams",
                 "KV 25 %",
                 "down",
-                "TTFT 400 ms / 1000 ms",
-                "fixed split: 2500 ms",
+                "TTFT 400 ms / 1.00 s",
+                "fixed split: 2.50 s",
                 "e1 is decode now",
             ] {
                 assert!(text.contains(word), "{word} in\n{text}");

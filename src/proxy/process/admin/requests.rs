@@ -238,7 +238,7 @@ fn candidates(of: &RecentRequest) -> Vec<CandidateView> {
 fn choice(of: &RecentRequest) -> String {
     let waited = match of.queued {
         Some(queued) if queued.get() >= WAITED_MIN => {
-            format!("After {} in the queue, because no engine had capacity, ", millis(queued))
+            format!("After {} in the queue, because no engine had capacity, ", time_text(queued))
         }
         _ => String::new(),
     };
@@ -264,7 +264,7 @@ fn choice(of: &RecentRequest) -> String {
 const WAITED_MIN: f64 = 0.001;
 
 fn why(of: &RecentRequest, chosen: &Considered, others: &[(Arc<str>, Considered)]) -> String {
-    let end = format!("its prefill was predicted to end after {}", millis(chosen.prefill_end));
+    let end = format!("its prefill was predicted to end after {}", time_text(chosen.prefill_end));
     let cached = match chosen.cached.get() {
         0 => String::new(),
         tokens => format!(" with {tokens} of {} prompt tokens cached", of.prompt.get()),
@@ -283,7 +283,7 @@ fn why(of: &RecentRequest, chosen: &Considered, others: &[(Arc<str>, Considered)
         .min_by(|(_, a), (_, b)| a.prefill_end.0.total_cmp(&b.prefill_end.0));
     let beside = match next {
         Some((name, next)) => {
-            format!("; the next candidate was {name} with {}", millis(next.prefill_end))
+            format!("; the next candidate was {name} with {}", time_text(next.prefill_end))
         }
         None if others.is_empty() => "; it was the only backend of the model".to_owned(),
         None => "; no other backend of the model could take the prefill".to_owned(),
@@ -291,6 +291,10 @@ fn why(of: &RecentRequest, chosen: &Considered, others: &[(Arc<str>, Considered)
     format!("{end}{cached}{spilt}{beside}")
 }
 
-fn millis(span: Seconds) -> String {
-    format!("{:.0} ms", span.as_millis())
+/// A time in the unit that suits its length.
+fn time_text(span: Seconds) -> String {
+    match span.get() {
+        long if long >= 1.0 => format!("{long:.2} s"),
+        _ => format!("{:.0} ms", span.as_millis()),
+    }
 }
