@@ -14,7 +14,7 @@
 //! - `calibration`: estimates corrected by the engine's own counts
 //! - `tokenize`: prompt tokens and prefix block hashes
 //! - `context_limit`: the prompt and `max_tokens` against the model's context length
-//! - `model`: a model's tokenizer and chat template
+//! - `model`: a model's tokenizer and chat template (cargo feature `tokenizer`)
 //! - `service_class`: the class and the targets of an accepted request
 //!
 //! The crate is pure: no backends, sockets, files, clock or random numbers.
@@ -27,24 +27,32 @@ pub mod calibration;
 pub mod chain;
 mod context_limit;
 pub mod directory;
+mod encoded;
 pub mod handoff;
 pub mod identify;
 pub mod limit;
+#[cfg(feature = "tokenizer")]
 pub mod model;
 pub mod parse;
 pub mod query;
 pub mod sampler;
 pub mod service_class;
 pub mod tokenize;
+#[cfg(not(feature = "tokenizer"))]
+mod without_tokenizer;
 
 pub use accepted::{Accepted, AdmittedHead, Counted, FreshIds, HeadParts, RequestParts, Tenant};
 pub use authenticate::{ApiKey, CREDENTIALS};
 pub use calibration::{Calibration, Calibrations, PromptEstimator, tokenize_body};
 pub use chain::{Chain, ChainParams};
 pub use directory::{Directory, ModelEntry};
+pub use encoded::TokenizerError;
 pub use handoff::{HandoffHost, HandoffTrust, remove_handoff_headers};
 pub use identify::{Traceparent, identify, request_id};
-pub use model::{ModelTokenizer, TokenizerError};
+#[cfg(feature = "tokenizer")]
+pub use model::ModelTokenizer;
 pub use query::{model_in_query, with_model};
 pub use sampler::Sampler;
 pub use service_class::{ServiceClass, ServiceClasses};
+#[cfg(not(feature = "tokenizer"))]
+pub use without_tokenizer::ModelTokenizer;

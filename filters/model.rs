@@ -23,7 +23,7 @@ mod family_tests;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use template::UnixTime;
+use crate::encoded::{Encoded, TokenizerError, UnixTime};
 
 use config::Config;
 use conversation::RequestMessages;
@@ -41,33 +41,6 @@ pub struct ModelTokenizer {
     /// Length in bytes of the vocabulary's longest token; bounds a text's token count from below.
     longest_token: usize,
     notes: Vec<String>,
-}
-
-/// Reason why a tokenizer cannot be used; the model's prompts are then estimated.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TokenizerError {
-    /// A malformed file.
-    #[error("{file}: {problem}")]
-    Unreadable {
-        /// `tokenizer.json` or `tokenizer_config.json`.
-        file: &'static str,
-        /// Description of the error.
-        problem: String,
-    },
-    /// The fast tokenizer does not support a structure of a valid `tokenizer.json`.
-    #[error("tokenizer.json: {0} is not supported; prompts will be estimated")]
-    Unsupported(String),
-}
-
-/// A prompt's token ids.
-pub(crate) struct Encoded {
-    pub(crate) ids: Vec<u32>,
-    /// The engine reads exactly these ids.
-    pub(crate) exact: bool,
-    /// The template printed the date.
-    pub(crate) prints_date: bool,
-    /// Number of splits of a long text; each may have added a token.
-    pub(crate) splits: u64,
 }
 
 impl ModelTokenizer {

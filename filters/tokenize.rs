@@ -1,9 +1,9 @@
 //! Filter 5: prompt tokens and prefix block hashes. It must never refuse a request: a prompt that
 //! cannot be counted is estimated and marked as such.
 
-use crate::model::{Encoded, ModelTokenizer, UnixTime};
+use crate::encoded::{Encoded, UnixTime};
 use crate::parse::Parsed;
-use crate::{Counted, FreshIds, PromptEstimator};
+use crate::{Counted, FreshIds, ModelTokenizer, PromptEstimator};
 use std::borrow::Cow;
 use tidegate_engine::json_string::string_end;
 use tidegate_engine::{Endpoint, Prompt, Scan, Span};

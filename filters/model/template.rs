@@ -15,6 +15,7 @@ pub(super) use prompt_skeleton::PlainMessage;
 use super::config::Config;
 use super::conversation::{Conversation, RequestMessages};
 use super::python;
+use crate::encoded::UnixTime;
 use minijinja::machinery;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Enumerator, Object, Value};
@@ -30,10 +31,6 @@ const FUEL: u64 = 4_000_000;
 
 /// Name of the only template in its environment.
 const NAME: &str = "chat";
-
-/// Seconds since 1970, UTC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct UnixTime(pub(crate) u64);
 
 /// Result of rendering a conversation.
 pub(super) struct Rendered {
