@@ -44,7 +44,7 @@ pub async fn serve(
 ) -> Result<OpenedAnswer, Failure> {
     let proxy = serving.proxy;
     if serving.job.disaggregation == Disaggregation::Allowed
-        && proxy.shapes.runs_colocated(|| serving.shape(), proxy.clock.now())
+        && proxy.shapes.runs_colocated(|| serving.shape(), || proxy.clock.now())
     {
         serving.job.disaggregation = Disaggregation::Never;
     }

@@ -43,7 +43,7 @@ pub(crate) async fn answered(
         let answer = send_unbounded(serving, backend, leg, attempt, on_connected).await?;
         answer::open(answer, serving.accepted.endpoint).await
     });
-    let predicted = predicted + serving.decode_time(backend.id);
+    let predicted = predicted + serving.decode_time(backend);
     watched(serving, [Some(backend), with], predicted, answered).await
 }
 

@@ -10,7 +10,7 @@ use tidegate_scheduler::inflight::StreamCharge;
 use tidegate_scheduler::placement::{DecodeRequest, Params, PrefillRequest, queue_limit};
 use tidegate_types::{BackendId, Moment};
 
-use crate::backends::fleet::{KnownPrefixes, PlacementView};
+use crate::backends::fleet::{KnownPrefixes, PlacementView, RoutingTable};
 use crate::dispatch::context::Proxy;
 use crate::dispatch::reservation::{Reservation, ReservedLeg};
 use crate::dispatch::settings_in_force::SettingsInForce;
@@ -41,21 +41,28 @@ pub async fn find(
     job: &PrefillRequest,
     matches: &Matches,
 ) -> Result<ReservedLeg, Failure> {
-    // Waiting requests have precedence.
-    let waiting = proxy
-        .fleet
-        .table()
-        .pool(job.pool)
-        .map_or(0, |pool| pool.demand.waiting_before(&job.targets));
-    if waiting == 0 {
-        match try_place(proxy, &settings.placement, job, KnownPrefixes::One(matches)) {
-            PlaceOutcome::Placed(placed) => return Ok(placed),
-            PlaceOutcome::Unroutable => return Err(Failure::NoBackend),
-            PlaceOutcome::Wait => {}
-        }
+    match place_unless_queued(proxy, &settings.placement, job, matches) {
+        PlaceOutcome::Placed(placed) => return Ok(placed),
+        PlaceOutcome::Unroutable => return Err(Failure::NoBackend),
+        PlaceOutcome::Wait => {}
     }
     let limit = queue_limit(settings.placement.queue_max, &job.targets);
     proxy.queue.wait_for_place(job, matches, limit).await
+}
+
+/// Reserves a backend for `job` now if no request that precedes it is queued.
+fn place_unless_queued(
+    proxy: &Proxy,
+    params: &Params,
+    job: &PrefillRequest,
+    matches: &Matches,
+) -> PlaceOutcome {
+    let table = proxy.fleet.table();
+    let waiting = table.pool(job.pool).map_or(0, |pool| pool.demand.waiting_before(&job.targets));
+    match waiting {
+        0 => place_by(proxy, &table, params, job, KnownPrefixes::One(matches)),
+        _ => PlaceOutcome::Wait,
+    }
 }
 
 /// Reserves a backend for `job` now, or returns why that is impossible.
@@ -65,8 +72,18 @@ pub fn try_place(
     job: &PrefillRequest,
     known: KnownPrefixes<'_>,
 ) -> PlaceOutcome {
-    let table = proxy.fleet.table();
-    let view = proxy.view(&table, known);
+    place_by(proxy, &proxy.fleet.table(), params, job, known)
+}
+
+/// Reserves a backend for `job` by the roles and costs of `table`.
+fn place_by(
+    proxy: &Proxy,
+    table: &RoutingTable,
+    params: &Params,
+    job: &PrefillRequest,
+    known: KnownPrefixes<'_>,
+) -> PlaceOutcome {
+    let view = proxy.view(table, known);
     match dispatch::try_place(params, view.now, job, &view) {
         dispatch::PlaceResult::Reserved(leg) => {
             PlaceOutcome::Placed(placed(proxy, &view, job, leg))

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use tidegate_filters::Accepted;
 use tidegate_scheduler::cost::Matches;
 use tidegate_scheduler::placement::{FleetLoads, PrefillRequest};
-use tidegate_types::{BackendId, Seconds};
+use tidegate_types::Seconds;
 
 use crate::backends::fleet::{Backend, PlacementView};
 use crate::dispatch::context::Proxy;
@@ -57,14 +57,13 @@ impl Serving<'_> {
     }
 
     /// Predicted decode time on a backend, if the answer is not streamed; otherwise 0.
-    pub(crate) fn decode_time(&self, on: BackendId) -> Seconds {
+    pub(crate) fn decode_time(&self, on: &Backend) -> Seconds {
         let scan = self.accepted.scan.as_ref();
         if scan.is_some_and(|scan| scan.stream) || !self.accepted.endpoint.generates() {
             return Seconds::ZERO;
         }
-        let proxy = self.proxy;
-        let balance = proxy.fleet.backend(on).account.total();
-        let step = proxy.fleet.table().entry(on).decode.step(balance.streams.max(1), balance.kv);
+        let (balance, table) = (on.account.total(), self.proxy.fleet.table());
+        let step = table.entry(on.id).decode.step(balance.streams.max(1), balance.kv);
         let most = scan.and_then(|scan| scan.max_tokens);
         step * most.unwrap_or(self.job.expected_output).as_f64()
     }

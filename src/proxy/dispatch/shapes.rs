@@ -34,15 +34,19 @@ impl Default for Shapes {
 }
 
 impl Shapes {
-    /// Returns whether a request of this shape must run colocated. `shape` is computed only if a shape was
-    /// learned.
-    pub fn runs_colocated(&self, shape: impl FnOnce() -> Option<u64>, now: Moment) -> bool {
+    /// Returns whether a request of this shape must run colocated. `shape` and `now` are called only if a
+    /// shape was learned.
+    pub fn runs_colocated(
+        &self,
+        shape: impl FnOnce() -> Option<u64>,
+        now: impl FnOnce() -> Moment,
+    ) -> bool {
         if self.learned.load(Relaxed) == 0 {
             return false;
         }
         let Some(shape) = shape() else { return false };
         let slot = self.slot(shape);
-        slot.shape.load(Relaxed) == shape && now < Moment(slot.until.load(Relaxed))
+        slot.shape.load(Relaxed) == shape && now() < Moment(slot.until.load(Relaxed))
     }
 
     /// Records that an engine refused the prefill leg of this shape and served it colocated.
@@ -66,14 +70,14 @@ mod tests {
     fn a_shape_is_retained_longer_after_a_second_refusal() {
         let shapes = Shapes::default();
         let at = |seconds: f64| Moment::START + Seconds(seconds);
-        assert!(!shapes.runs_colocated(|| unreachable!("nothing was learned"), at(0.0)));
+        assert!(!shapes.runs_colocated(|| unreachable!("nothing was learned"), || at(0.0)));
         shapes.learn(7, at(0.0));
-        assert!(shapes.runs_colocated(|| Some(7), at(59.0)));
-        assert!(!shapes.runs_colocated(|| Some(8), at(59.0)));
-        assert!(!shapes.runs_colocated(|| Some(7), at(61.0)));
+        assert!(shapes.runs_colocated(|| Some(7), || at(59.0)));
+        assert!(!shapes.runs_colocated(|| Some(8), || at(59.0)));
+        assert!(!shapes.runs_colocated(|| Some(7), || at(61.0)));
         shapes.learn(7, at(70.0));
-        assert!(shapes.runs_colocated(|| Some(7), at(600.0)));
+        assert!(shapes.runs_colocated(|| Some(7), || at(600.0)));
         shapes.learn(7 + SLOTS as u64, at(600.0));
-        assert!(!shapes.runs_colocated(|| Some(7), at(600.0)), "its slot was taken");
+        assert!(!shapes.runs_colocated(|| Some(7), || at(600.0)), "its slot was taken");
     }
 }

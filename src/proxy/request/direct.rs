@@ -39,17 +39,20 @@ pub enum Routing {
 /// Chooses the route of a request.
 pub fn route(serving: &Serving<'_>) -> Routing {
     let Serving { proxy, accepted, inbound, job, .. } = serving;
-    let table = proxy.fleet.table();
-    let pool = table.backends(job.pool);
-    let path = inbound.target.path();
-    let has = |id: &BackendId| proxy.fleet.backend(*id).has_path(accepted.kinds, path);
     let id = stored_id(serving);
     let is_other = matches!(
         accepted.endpoint,
         Endpoint::StoredObject | Endpoint::Page | Endpoint::Upload | Endpoint::Realtime
     );
-    let all_have = || accepted.kinds == Kinds::ALL || pool.iter().all(has);
-    if id.is_none() && !is_other && all_have() {
+    let is_placed = id.is_none() && !is_other;
+    if is_placed && accepted.kinds == Kinds::ALL {
+        return Routing::Placed;
+    }
+    let table = proxy.fleet.table();
+    let pool = table.backends(job.pool);
+    let path = inbound.target.path();
+    let has = |id: &BackendId| proxy.fleet.backend(*id).has_path(accepted.kinds, path);
+    if is_placed && pool.iter().all(has) {
         return Routing::Placed;
     }
     let holder = id.as_deref().and_then(|id| proxy.fleet.stored.find(id));

@@ -1,7 +1,10 @@
 //! Ring buffer of the requests that ended last, written on settlement and read by the admin API. A
-//! write takes no lock: an atomic counter selects the slot, and its content is swapped.
+//! write takes no lock: an atomic counter selects the slot, and one exchange replaces its content. A
+//! reader takes the content out, copies its reference and puts it back, so that the cost of sharing is
+//! on the side of the readers, which are rare.
 
-use arc_swap::ArcSwapOption;
+use crossbeam_utils::atomic::AtomicCell;
+use std::hint::spin_loop;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tidegate_scheduler::placement::Considered;
@@ -12,9 +15,16 @@ use crate::telemetry::request_log::{Expected, RequestLog, RequestOutcome};
 
 /// The ring buffer; with 0 slots no request is kept.
 pub struct Recent {
-    slots: Box<[ArcSwapOption<RecentRequest>]>,
+    slots: Box<[Slot]>,
     written: AtomicUsize,
 }
+
+/// One place of the ring. Empty before its first request, and while a reader copies its reference.
+struct Slot(AtomicCell<Option<Arc<RecentRequest>>>);
+
+/// Attempts to read a slot that another reader has emptied. That reader puts the content back after a
+/// few instructions, unless its thread is suspended; the request is then missing from this reading.
+const READS_MAX: usize = 1000;
 
 /// A request that has ended: the values of its [`RequestLog`].
 pub struct RecentRequest {
@@ -51,7 +61,7 @@ pub struct RecentRequest {
 impl Recent {
     /// A ring of `size` requests.
     pub fn new(size: usize) -> Recent {
-        let slots = (0..size).map(|_| ArcSwapOption::empty()).collect();
+        let slots = (0..size).map(|_| Slot(AtomicCell::new(None))).collect();
         Recent { slots, written: AtomicUsize::new(0) }
     }
 
@@ -72,7 +82,7 @@ impl Recent {
         }
         let ended = RecentRequest::of(log, considered, reported);
         let slot = self.written.fetch_add(1, Relaxed) % self.slots.len();
-        self.slots[slot].store(Some(Arc::new(ended)));
+        self.slots[slot].put(Arc::new(ended));
     }
 
     /// At most `count` requests, the latest first.
@@ -91,7 +101,30 @@ impl Recent {
         let size = self.slots.len();
         let written = self.written.load(Relaxed);
         let back = (0..size.min(written)).map(move |back| (written - 1 - back) % size);
-        back.filter_map(|slot| self.slots[slot].load_full())
+        back.filter_map(|slot| self.slots[slot].read())
+    }
+}
+
+impl Slot {
+    /// Replaces the content.
+    fn put(&self, ended: Arc<RecentRequest>) {
+        drop(self.0.swap(Some(ended)));
+    }
+
+    /// Returns the content; `None` if it is empty.
+    fn read(&self) -> Option<Arc<RecentRequest>> {
+        for _ in 0..READS_MAX {
+            if let Some(ended) = self.0.take() {
+                let other = self.0.swap(Some(Arc::clone(&ended)));
+                // A request that was put meanwhile stays. Another reader may put an older one.
+                if other.as_ref().is_some_and(|other| other.live.id.0 > ended.live.id.0) {
+                    drop(self.0.swap(other));
+                }
+                return Some(ended);
+            }
+            spin_loop();
+        }
+        None
     }
 }
 
@@ -174,7 +207,30 @@ mod tests {
 
     fn put(ring: &Recent, ended: RecentRequest) {
         let slot = ring.written.fetch_add(1, Relaxed) % ring.slots.len();
-        ring.slots[slot].store(Some(Arc::new(ended)));
+        ring.slots[slot].put(Arc::new(ended));
+    }
+
+    #[test]
+    fn readers_do_not_remove_a_request_that_is_put_while_they_read() {
+        let ring = Recent::new(1);
+        put(&ring, ended(0));
+        std::thread::scope(|scope| {
+            let reader = || {
+                for _ in 0..2000 {
+                    let last = ring.last(1);
+                    assert!(last.iter().all(|ended| ended.live.id.0 <= 2000));
+                }
+            };
+            let readers = [scope.spawn(reader), scope.spawn(reader)];
+            for id in 1..=2000 {
+                put(&ring, ended(id));
+            }
+            for reader in readers {
+                reader.join().unwrap();
+            }
+        });
+        assert_eq!(ring.last(1)[0].live.id.0, 2000);
+        assert_eq!(Arc::strong_count(&ring.last(1)[0]), 2, "the ring holds one reference");
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! simulator on plain cells in virtual time. No function blocks or reads a clock.
 
 mod accounts;
+mod one_reading;
 mod queue;
 mod reserve;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Placement with reservation. A lost race for the capacity repeats the placement.
 
 use crate::dispatch::Accounts;
+use crate::dispatch::one_reading::OneReading;
 use crate::inflight::{BacklogBound, ConcurrentStreams, PrefillCharge, StreamCharge};
 use crate::placement::{
     Considered, DecodeRequest, Params, PrefillRequest, RouteDecision, considered, place,
@@ -59,17 +60,32 @@ pub fn try_place<A: Accounts>(
     fleet: &A,
 ) -> PlaceResult<A::Counter> {
     for _ in 0..RACES_MAX {
-        match place(params, now, job, fleet) {
-            RouteDecision::Wait(_) => return PlaceResult::Wait,
-            RouteDecision::Unroutable(_) => return PlaceResult::Unroutable,
-            choice @ (RouteDecision::Prefill { .. } | RouteDecision::Colocated { .. }) => {
-                if let Some(placed) = reserve(params, now, job, choice, fleet) {
-                    return PlaceResult::Reserved(placed);
-                }
-            }
+        // A record of the candidates needs all loads once more.
+        let result = match fleet.records_candidates() {
+            true => try_once(params, now, job, &OneReading::new(fleet, job.pool)),
+            false => try_once(params, now, job, fleet),
+        };
+        if let Some(result) = result {
+            return result;
         }
     }
     PlaceResult::Wait
+}
+
+/// Places and reserves. Returns `None` if another thread has reserved the capacity meanwhile.
+fn try_once<A: Accounts>(
+    params: &Params,
+    now: Moment,
+    job: &PrefillRequest,
+    fleet: &A,
+) -> Option<PlaceResult<A::Counter>> {
+    match place(params, now, job, fleet) {
+        RouteDecision::Wait(_) => Some(PlaceResult::Wait),
+        RouteDecision::Unroutable(_) => Some(PlaceResult::Unroutable),
+        choice @ (RouteDecision::Prefill { .. } | RouteDecision::Colocated { .. }) => {
+            reserve(params, now, job, choice, fleet).map(PlaceResult::Reserved)
+        }
+    }
 }
 
 /// Charges the backend of `choice`. Returns `None` if another thread has reserved the capacity since

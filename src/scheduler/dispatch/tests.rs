@@ -173,3 +173,60 @@ fn the_next_pass_is_due_at_the_earliest_deadline() {
     queue.cancel(RequestId(1));
     assert_eq!(queue.next_deadline(at(1.0)), at(1.0) + LONGEST_PAUSE);
 }
+
+/// Engines whose candidates are recorded, with the number of loads read.
+struct Recorded(EnginesWithAccounts<LocalU64>, std::cell::Cell<usize>);
+
+impl FleetLoads for Recorded {
+    fn pool(&self, pool: PoolId) -> &[BackendId] {
+        self.0.pool(pool)
+    }
+
+    fn load(&self, on: BackendId) -> BackendLoad {
+        self.1.set(self.1.get() + 1);
+        self.0.load(on)
+    }
+
+    fn cached(&self, job: &PrefillRequest, on: BackendId) -> Tokens {
+        self.0.cached(job, on)
+    }
+}
+
+impl Accounts for Recorded {
+    type Counter = LocalU64;
+
+    fn account(&self, on: BackendId) -> &Arc<Account<LocalU64>> {
+        self.0.account(on)
+    }
+
+    fn predicted_hit(&self, job: &PrefillRequest, on: BackendId) -> Tokens {
+        self.0.predicted_hit(job, on)
+    }
+
+    fn records_candidates(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_recorded_placement_reads_each_load_once_and_decides_the_same() {
+    let roles = [Role::Prefill, Role::Prefill, Role::Decode, Role::Decode];
+    let engines = || EnginesWithAccounts::<LocalU64>::new(roles.map(idle).to_vec());
+    let (plain, recorded) = (engines(), Recorded(engines(), Default::default()));
+    let (params, now) = (Params::default(), at(0.0));
+    let mut held = Vec::new();
+    for n in 0..4 {
+        let request = job(n, 3000);
+        recorded.1.set(0);
+        let first = try_place(&params, now, &request, &plain);
+        let second = try_place(&params, now, &request, &recorded);
+        let (PlaceResult::Reserved(first), PlaceResult::Reserved(second)) = (first, second) else {
+            break;
+        };
+        assert_eq!((first.on, first.stream.is_some()), (second.on, second.stream.is_some()));
+        assert_eq!(second.considered.as_ref().map(|all| all.len()), Some(roles.len()));
+        assert_eq!(recorded.1.get(), roles.len());
+        held.push((first, second));
+    }
+    assert!(held.len() >= 2, "both prefill engines take a prompt");
+}
