@@ -10,16 +10,25 @@ use crate::inflight::Balance;
 use crate::planner::ArrivalTotals;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use tidegate_types::{Moment, Seconds, Tokens};
+use thiserror::Error;
+use tidegate_types::{BACKENDS_MAX, Moment, Seconds, Tokens};
 
 /// Age of a reported load after which it is no longer counted.
 pub const STALE_AFTER: Seconds = Seconds(1.0);
 /// Most models whose arrivals are owed to one gateway.
 const MODELS_MAX: usize = 4096;
-/// Upper bound of one reported number in tokens, so that sums cannot overflow.
-const TOKENS_MAX: u64 = 1 << 40;
-/// Upper bound of reported prefill work: a day in nanoseconds, so that sums cannot overflow.
+/// Most gateways in one sum: four times as many as a list of peers may name.
+pub const GATEWAYS_MAX: usize = 128;
+/// Most tokens that one gateway can have in flight on a backend, or receive between two reports: more
+/// than the KV memory of any engine, and than the bodies that a gateway may hold.
+const TOKENS_MAX: u64 = 1 << 30;
+/// Longest prefill work that one gateway can have in flight on a backend, or receive between two
+/// reports: a day in nanoseconds.
 const NANOS_MAX: u64 = 86_400_000_000_000;
+/// Most streams, prefill legs, or arrivals between two reports, of one gateway: its most connections.
+const REQUESTS_MAX: u64 = 1 << 20;
+/// Most backends in a report: twice the most that a gateway serves, because of those that leave.
+const LOADS_MAX: usize = 2 * BACKENDS_MAX;
 
 /// In-flight load of one or several gateways on one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +81,24 @@ pub struct GatewayReport {
     pub arrivals: Vec<ModelArrivals>,
 }
 
+/// Why a report cannot describe the loads of gateways.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Implausible {
+    /// A number exceeds what gateways can have.
+    #[error("{what} is {value}, at most {most} is possible")]
+    Number {
+        /// The member.
+        what: &'static str,
+        /// Its value.
+        value: u64,
+        /// Its bound.
+        most: u64,
+    },
+    /// It has too many entries.
+    #[error("{0} has {1} entries")]
+    Entries(&'static str, usize),
+}
+
 /// The sum for one gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
@@ -117,15 +144,16 @@ impl GatewayLoad {
         slack.map_or(Moment::NEVER, |slack| now + slack)
     }
 
-    /// Returns the load with every number within its bound.
-    fn bounded(self) -> GatewayLoad {
-        GatewayLoad {
-            prefill_nanos: self.prefill_nanos.min(NANOS_MAX),
-            prefill_tokens: self.prefill_tokens.min(TOKENS_MAX),
-            kv_tokens: self.kv_tokens.min(TOKENS_MAX),
-            slack_nanos: self.slack_nanos.map(|n| n.clamp(-(NANOS_MAX as i64), NANOS_MAX as i64)),
-            ..self
-        }
+    /// Numbers with their bounds for one gateway.
+    fn numbers(&self) -> [(&'static str, u64, u64); 6] {
+        [
+            ("prefill_nanos", self.prefill_nanos, NANOS_MAX),
+            ("prefill_tokens", self.prefill_tokens, TOKENS_MAX),
+            ("prefill_legs", self.prefill_legs.into(), REQUESTS_MAX),
+            ("streams", self.streams.into(), REQUESTS_MAX),
+            ("awaiting_first_token", self.awaiting_first_token.into(), REQUESTS_MAX),
+            ("kv_tokens", self.kv_tokens, TOKENS_MAX),
+        ]
     }
 }
 
@@ -159,23 +187,49 @@ impl ModelArrivals {
         }
     }
 
-    fn bounded(self) -> ModelArrivals {
-        ModelArrivals {
-            requests: self.requests.min(TOKENS_MAX),
-            prefill_nanos: self.prefill_nanos.min(NANOS_MAX),
-            prompt_tokens: self.prompt_tokens.min(TOKENS_MAX),
-            output_tokens: self.output_tokens.min(TOKENS_MAX),
-            ..self
-        }
+    /// Numbers with their bounds for one gateway.
+    fn numbers(&self) -> [(&'static str, u64, u64); 4] {
+        [
+            ("requests", self.requests, REQUESTS_MAX),
+            ("prefill_nanos", self.prefill_nanos, NANOS_MAX),
+            ("prompt_tokens", self.prompt_tokens, TOKENS_MAX),
+            ("output_tokens", self.output_tokens, TOKENS_MAX),
+        ]
     }
 }
 
 impl GatewayReport {
-    /// Returns the report with every number within its bound, because peers may send any value.
-    pub fn bounded(self) -> GatewayReport {
-        let loads = self.loads.into_iter().map(|(name, load)| (name, load.bounded()));
-        let arrivals = self.arrivals.into_iter().map(ModelArrivals::bounded);
-        GatewayReport { loads: loads.collect(), arrivals: arrivals.collect() }
+    /// Returns the report of this many gateways if its numbers are possible. A gateway that sends
+    /// others would distort the demand of all for minutes. Slack is limited instead: that of a stream
+    /// without a target is infinite.
+    ///
+    /// # Errors
+    /// The first number that is not.
+    pub fn checked(mut self, gateways: usize) -> Result<GatewayReport, Implausible> {
+        if gateways > GATEWAYS_MAX {
+            return Err(Implausible::Entries("gateways", gateways));
+        }
+        for (what, entries, most) in
+            [("loads", self.loads.len(), LOADS_MAX), ("arrivals", self.arrivals.len(), MODELS_MAX)]
+        {
+            if entries > most {
+                return Err(Implausible::Entries(what, entries));
+            }
+        }
+        let loads = self.loads.values().flat_map(GatewayLoad::numbers);
+        let arrivals = self.arrivals.iter().flat_map(ModelArrivals::numbers);
+        for (what, value, most) in loads.chain(arrivals) {
+            // A gateway whose arrivals are owed may have left.
+            let most = most * gateways.max(1) as u64;
+            if value > most {
+                return Err(Implausible::Number { what, value, most });
+            }
+        }
+        for load in self.loads.values_mut() {
+            let most = NANOS_MAX as i64;
+            load.slack_nanos = load.slack_nanos.map(|nanos| nanos.clamp(-most, most));
+        }
+        Ok(self)
     }
 }
 
@@ -204,9 +258,8 @@ struct Total {
 }
 
 impl Ledger {
-    /// Records the report of a gateway, and adds the gateway to the sum.
+    /// Records a checked report of a gateway, and adds the gateway to the sum.
     pub fn report(&mut self, from: &str, report: GatewayReport, now: Moment) {
-        let report = report.bounded();
         for (name, entry) in &mut self.gateways {
             if name != from {
                 entry.owe(&report.arrivals);

@@ -76,25 +76,41 @@ fn arrivals_reach_every_other_gateway_once_also_one_that_takes_no_share_for_a_wh
 }
 
 #[test]
-fn a_report_out_of_bounds_overflows_nothing() {
-    let huge = GatewayLoad {
-        prefill_nanos: u64::MAX,
-        prefill_tokens: u64::MAX,
-        prefill_legs: u32::MAX,
-        streams: u32::MAX,
-        awaiting_first_token: u32::MAX,
-        kv_tokens: u64::MAX,
-        slack_nanos: Some(i64::MIN),
+fn a_report_with_an_impossible_number_is_refused() {
+    let good = load(7, Some(1));
+    let arrived = ModelArrivals { model: "m".into(), requests: 3, ..ModelArrivals::default() };
+    let with = |load: GatewayLoad, arrived: ModelArrivals| GatewayReport {
+        loads: [("x".to_owned(), load)].into(),
+        arrivals: vec![arrived],
     };
-    let mut ledger = Ledger::default();
-    for name in ["a", "b", "c"] {
-        ledger.report(name, report(&[("x", huge)], u64::MAX), at(0.0));
+    assert!(with(good, arrived.clone()).checked(1).is_ok());
+    let (big, many) = (u64::MAX, u32::MAX);
+    let wrong_loads = [
+        GatewayLoad { prefill_nanos: big, ..good },
+        GatewayLoad { prefill_tokens: big, ..good },
+        GatewayLoad { prefill_legs: many, ..good },
+        GatewayLoad { streams: many, ..good },
+        GatewayLoad { awaiting_first_token: many, ..good },
+        GatewayLoad { kv_tokens: big, ..good },
+    ];
+    let wrong_arrivals = [
+        ModelArrivals { requests: big, ..arrived.clone() },
+        ModelArrivals { prefill_nanos: big, ..arrived.clone() },
+        ModelArrivals { prompt_tokens: big, ..arrived.clone() },
+        ModelArrivals { output_tokens: big, ..arrived.clone() },
+    ];
+    let loads = wrong_loads.map(|load| with(load, arrived.clone()));
+    let arrivals = wrong_arrivals.map(|arrived| with(good, arrived));
+    for report in loads.into_iter().chain(arrivals) {
+        assert!(matches!(report.clone().checked(1), Err(Implausible::Number { .. })), "{report:?}");
+        assert!(report.checked(GATEWAYS_MAX).is_err(), "nor of many gateways");
     }
-    let shares = ledger.shares(at(0.0), |_| true);
-    let sum = share_of(&shares, "a").others.loads["x"];
-    assert_eq!(sum.streams, 0, "saturated, less the own");
-    let balance = sum.balance() + sum.balance();
-    assert!(balance.kv.get() > 0 && sum.tpot_deadline(at(0.0)) <= at(0.0));
+    let crowd = GatewayReport { arrivals: vec![arrived; MODELS_MAX + 1], ..GatewayReport::default() };
+    assert_eq!(crowd.checked(1), Err(Implausible::Entries("arrivals", MODELS_MAX + 1)));
+    assert!(GatewayReport::default().checked(usize::MAX).is_err());
+    // A stream without a target has infinite slack.
+    let unlimited = with(load(1, Some(i64::MAX)), ModelArrivals::default()).checked(1).unwrap();
+    assert_eq!(unlimited.loads["x"].slack_nanos, Some(NANOS_MAX as i64));
 }
 
 #[test]

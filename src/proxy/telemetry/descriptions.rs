@@ -133,6 +133,10 @@ fn backends() {
         "Other gateways whose loads placement and planner count; absent without `gateways.listen`"
     );
     counter!(
+        "tidegate_gateway_reports_refused_total",
+        "Reported loads of other gateways that were refused because a number in them is not possible"
+    );
+    counter!(
         "tidegate_handoff_trials_total",
         "Trial hand-offs, by result (works, fails, unknown); absent without `probe.trial_handoffs`"
     );

@@ -291,6 +291,13 @@ impl Metrics {
         });
     }
 
+    /// Counts a report of other gateways with numbers that are not possible.
+    pub fn refused_gateway_report(&self) {
+        with_local_recorder(&self.recorder, || {
+            counter!("tidegate_gateway_reports_refused_total").increment(1);
+        });
+    }
+
     /// Records the duration of a planner run.
     pub fn planned(&self, duration: Seconds) {
         self.plan_duration.record(duration.get());

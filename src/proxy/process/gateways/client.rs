@@ -123,7 +123,7 @@ impl LoadExchange {
         let (reports, sums) =
             self.ask(&mut connection, Method::POST, address, LOADS_PATH, body).await?;
         tracing::info!(leader = %address, "loads are exchanged");
-        let mut sums = LineReader::new(sums);
+        let (mut sums, mut is_refused) = (LineReader::new(sums), false);
         let mut leadership = self.parts.leadership.subscribe();
         let mut pacing = Pacing::new();
         let stale = STALE_AFTER.to_duration();
@@ -139,7 +139,10 @@ impl LoadExchange {
                 }
                 sum = sums.next::<Sum>() => {
                     let sum = sum?.ok_or(ClientError::Ended)?;
-                    self.count(&sum.others.bounded(), sum.gateways);
+                    let (others, gateways) = (sum.others, sum.gateways);
+                    if let Some(others) = self.checked(address, others, gateways, &mut is_refused) {
+                        self.count(&others, gateways);
+                    }
                     if let Some(plan) = sum.plan {
                         self.follow(address, plan);
                     }

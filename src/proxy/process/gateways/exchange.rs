@@ -197,6 +197,26 @@ impl LoadExchange {
         number
     }
 
+    /// Returns a report of this many gateways if it is possible. The first refusal of a stream is
+    /// logged.
+    pub(super) fn checked(
+        &self,
+        from: &str,
+        report: GatewayReport,
+        gateways: usize,
+        is_refused: &mut bool,
+    ) -> Option<GatewayReport> {
+        let problem = match report.checked(gateways) {
+            Ok(report) => return Some(report),
+            Err(problem) => problem,
+        };
+        self.parts.proxy.metrics.refused_gateway_report();
+        if !std::mem::replace(is_refused, true) {
+            tracing::warn!(gateway = %from, "reported loads are refused: {problem}");
+        }
+        None
+    }
+
     /// Takes the report of a gateway. Returns whether its stream is still open.
     pub(super) fn reported(&self, name: &str, number: u64, report: GatewayReport) -> bool {
         let mut hub = locked(&self.hub);

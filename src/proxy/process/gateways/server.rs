@@ -114,10 +114,12 @@ fn stream(exchange: Arc<LoadExchange>, name: String, body: Incoming) -> Lines {
     let number = exchange.open(&name, sums);
     tracing::info!(gateway = %name, "a gateway reports its loads");
     tokio::spawn(async move {
-        let mut reader = LineReader::new(body);
+        let (mut reader, mut is_refused) = (LineReader::new(body), false);
         let ended = loop {
             match timeout(SILENCE_MAX, reader.next::<GatewayReport>()).await {
                 Ok(Ok(Some(report))) => {
+                    let checked = exchange.checked(&name, report, 1, &mut is_refused);
+                    let Some(report) = checked else { continue };
                     if !exchange.reported(&name, number, report) {
                         break "the stream was closed".to_owned();
                     }
