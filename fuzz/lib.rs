@@ -127,10 +127,15 @@ pub fn edits(input: &[u8]) {
     }
 }
 
-/// Redaction does not depend on the split; valid JSON stays valid and has no hand-off members.
+/// Redaction does not depend on the split; valid JSON stays valid; no reader finds a hand-off member
+/// with a value: neither in JSON that begins anywhere in the text, nor in the data of an event.
 pub fn redaction(input: &[u8]) {
     let Some((_, piece, answer)) = split(input) else { return };
     let stripped = tidegate_engine::redact_answer(answer);
+    let mut whole = HandoffRedactor::keeping_length();
+    let kept = answer.chunks(piece).map(|bytes| whole.pass(Bytes::copy_from_slice(bytes)));
+    assert_eq!(kept.map(|piece| piece.len()).sum::<usize>(), answer.len());
+    has_no_handoff(&stripped);
     let mut filter = HandoffRedactor::new();
     let pieces = answer.chunks(piece).map(|bytes| filter.pass(Bytes::copy_from_slice(bytes)));
     assert_eq!(pieces.collect::<Vec<_>>().concat(), *stripped);
@@ -146,6 +151,64 @@ pub fn redaction(input: &[u8]) {
     {
         *params = Value::Null;
         assert_eq!(serde_json::from_slice::<Value>(&stripped).ok(), Some(Value::Object(object)));
+    }
+}
+
+/// Members whose values are redacted.
+const HANDOFFS: [&str; 6] = [
+    "kv_transfer_params",
+    "ec_transfer_params",
+    "disaggregated_params",
+    "bootstrap_host",
+    "bootstrap_port",
+    "bootstrap_room",
+];
+
+fn has_no_handoff(text: &[u8]) {
+    let lines = || text.split(|byte| matches!(byte, b'\n' | b'\r'));
+    let is_data = |line: &[u8]| {
+        let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
+        line.starts_with(b"data:") || line.starts_with(b"error:")
+    };
+    if !lines().any(is_data) {
+        assert_none(text);
+    }
+    for event in events(text) {
+        assert_none(&event);
+    }
+}
+
+/// The data of each server-sent event, as the standard defines it.
+fn events(text: &[u8]) -> Vec<Vec<u8>> {
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+    let text = String::from_utf8_lossy(text).replace("\r\n", "\n").replace('\r', "\n");
+    let data = |line: &str| {
+        let (field, value) = line.split_once(':').unwrap_or((line, ""));
+        (field == "data").then(|| value.strip_prefix(' ').unwrap_or(value).to_owned())
+    };
+    let event = |lines: &str| lines.split('\n').filter_map(data).collect::<Vec<_>>().join("\n");
+    text.split("\n\n").map(|lines| event(lines).into_bytes()).collect()
+}
+
+/// Asserts that no JSON object that begins in the text has a hand-off member with a value.
+fn assert_none(text: &[u8]) {
+    const OBJECTS_MAX: usize = 64;
+    let begins = (0..text.len()).filter(|at| text[*at] == b'{').take(OBJECTS_MAX);
+    for at in begins {
+        let read = serde_json::Deserializer::from_slice(&text[at..]).into_iter::<Value>().next();
+        if let Some(Ok(value)) = read {
+            assert!(!has_handoff(&value), "{value}");
+        }
+    }
+}
+
+fn has_handoff(value: &Value) -> bool {
+    match value {
+        Value::Object(members) => members.iter().any(|(name, value)| {
+            HANDOFFS.contains(&name.as_str()) && !value.is_null() || has_handoff(value)
+        }),
+        Value::Array(values) => values.iter().any(has_handoff),
+        _ => false,
     }
 }
 

@@ -8,11 +8,19 @@
 //! [`redact_answer`], and an error body through [`redact_error`]. The redactor buffers nothing, so
 //! there is no flush. A chunk without members is returned as the same `Bytes`.
 //!
-//! There are two readers: one search for three texts in a chunk of whole lines, the common case, and
-//! a lexer for all others. A JSON string contains no raw line end, so that a line starts outside of
-//! strings. A name without escapes contains one of the searched texts. A name with escapes contains
-//! `\u004`, `\u005`, `\u006` or `\u007`, because it consists of letters and underscores.
+//! There are two readers: one search for three texts in a chunk, the common case, and a lexer for
+//! chunks that contain one of them or end within a name. A name without escapes contains one of the
+//! searched texts. A name with escapes contains `\u004`, `\u005`, `\u006` or `\u007`, because it
+//! consists of letters and underscores.
+//!
+//! A name is recognised by its quotes alone, wherever it is: inside a JSON string they would be
+//! escaped. The lexer therefore needs neither the state of strings, which text before the JSON or a
+//! truncated event would invert, nor the kind of the answer.
 
+mod dropped;
+mod gap;
+mod line;
+mod name;
 mod text;
 
 use aho_corasick::packed::Searcher;
@@ -20,7 +28,10 @@ use bytes::Bytes;
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
-use crate::handoff_members::{IN_ANSWERS, NAME_MAX};
+use dropped::{Dropped, DroppedEnd};
+use gap::{Gap, GapStep};
+use line::LineBegin;
+use name::Name;
 
 pub use text::redact_error;
 
@@ -40,7 +51,7 @@ pub fn redact_answer(answer: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// Returns whether the bytes, which start outside of strings, may contain a member.
+/// Returns whether the bytes may contain the end of a name.
 fn is_suspect(bytes: &[u8]) -> bool {
     let Some(find) = &*FIND else { return true };
     find.find_iter(bytes).any(|found| {
@@ -65,85 +76,33 @@ fn is_suspect(bytes: &[u8]) -> bool {
 #[derive(Debug)]
 pub struct HandoffRedactor {
     state: LexerState,
-    /// The next byte starts a line.
-    at_line: bool,
+    /// The line in which the byte at `passed` is.
+    line: LineBegin,
+    /// Position in the chunk up to which `line` is known.
+    passed: usize,
+    replacement: Replacement,
+}
+
+/// What takes the place of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Replacement {
+    Null,
+    /// An empty value of the same kind and length, for answers whose length the client knows.
+    SameLength,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum LexerState {
-    /// Outside of strings.
+    /// Outside of names and values.
     Outside,
-    /// Inside a string.
+    /// After a quote and a text that can become a name.
     Within(Name),
-    /// After a string equal to a member's name: white space and a colon expected.
+    /// After a quoted name: white space and a colon expected.
     Colon(Gap),
     /// After the colon: white space and the value expected.
     Value(Gap),
-    /// Inside the value, whose bytes are dropped.
+    /// Inside the value.
     Dropping(Dropped),
-}
-
-/// Position between a name and its value. The data of one SSE event may span several `data:` lines,
-/// with other fields between them; readers join these lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Gap {
-    /// In data.
-    Data,
-    /// At the start of a line.
-    LineStart,
-    /// After this number of bytes of the field name `data:`.
-    Prefix(u8),
-    /// In a comment or another field.
-    OtherField,
-    /// After a blank line.
-    BlankLine,
-}
-
-/// Class of a byte between a name and its value.
-enum RedactionStep {
-    /// Skipped: white space, the colon or a field name.
-    Over(Gap),
-    /// The first byte after the gap.
-    Here(Gap),
-    /// First byte of the next event.
-    Ends,
-}
-
-/// Unescaped prefix of a string, as long as it can be a member's name.
-#[derive(Clone, Copy, Debug)]
-struct Name {
-    text: [u8; NAME_MAX],
-    length: usize,
-    /// The string can still become a name.
-    fits: bool,
-    escape: Escape,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Escape {
-    None,
-    /// After a backslash.
-    Begun,
-    /// After `\u` and this number of hex digits; their value.
-    Hex(u8, u32),
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Dropped {
-    /// A number, true or false: it ends before the byte that follows it.
-    scalar: bool,
-    depth: u32,
-    in_string: bool,
-    escaped: bool,
-    line_end: bool,
-}
-
-/// End of a dropped value.
-enum DroppedEnd {
-    /// It ends before this position.
-    Whole(usize),
-    /// It was truncated by a blank line, whose second line end is at this position.
-    CutOff(usize),
 }
 
 /// A chunk with replaced ranges.
@@ -164,6 +123,24 @@ impl Edited<'_> {
         self.kept = end;
     }
 
+    /// Keeps the bytes before `from`, and replaces those before `end` by blanks, except the first and
+    /// last one of the value and line ends.
+    fn blank(&mut self, range: std::ops::Range<usize>, begins: bool, ends: bool, scalar: bool) {
+        self.put(range.start, b"");
+        let (chunk, last) = (self.chunk, range.end - 1);
+        let out = self.out.get_or_insert_default();
+        for at in range.clone() {
+            out.push(match chunk[at] {
+                _ if begins && at == range.start && scalar => b'0',
+                byte if begins && at == range.start => byte,
+                byte if ends && at == last && !scalar => byte,
+                line_end @ (b'\n' | b'\r') => line_end,
+                _ => b' ',
+            });
+        }
+        self.kept = range.end;
+    }
+
     /// Drops the bytes before `end`.
     fn drop_to(&mut self, end: usize) {
         self.out.get_or_insert_default();
@@ -180,7 +157,12 @@ impl Edited<'_> {
 
 impl Default for HandoffRedactor {
     fn default() -> HandoffRedactor {
-        HandoffRedactor { state: LexerState::Outside, at_line: true }
+        HandoffRedactor {
+            state: LexerState::Outside,
+            line: LineBegin::default(),
+            passed: 0,
+            replacement: Replacement::Null,
+        }
     }
 }
 
@@ -190,10 +172,21 @@ impl HandoffRedactor {
         HandoffRedactor::default()
     }
 
+    /// Creates a redactor that keeps the length of the answer: values become `{}`, `[]`, `""` or 0,
+    /// with blanks.
+    pub fn keeping_length() -> HandoffRedactor {
+        HandoffRedactor { replacement: Replacement::SameLength, ..HandoffRedactor::default() }
+    }
+
     /// Redacts the next chunk. The result is the same `Bytes` unless it contains members; it is
     /// empty if the whole chunk is part of one.
     pub fn pass(&mut self, chunk: Bytes) -> Bytes {
-        if self.at_line && chunk.ends_with(b"\n") && !is_suspect(&chunk) {
+        if matches!(self.state, LexerState::Outside) && !is_suspect(&chunk) {
+            // A name contains no line end.
+            if !chunk.ends_with(b"\n") {
+                self.state = Name::at_end(&chunk).map_or(LexerState::Outside, LexerState::Within);
+            }
+            self.line.pass(&chunk);
             return chunk;
         }
         match self.lexed(&chunk) {
@@ -221,58 +214,43 @@ impl HandoffRedactor {
                 LexerState::Dropping(dropped) => self.dropping(at, dropped, &mut edited),
             };
         }
-        if let Some(last) = chunk.last() {
-            self.at_line = *last == b'\n' && matches!(self.state, LexerState::Outside);
-        }
+        self.line.pass(&chunk[self.passed..]);
+        self.passed = 0;
         edited.finish()
     }
 
-    /// Reads a string up to its end; returns the position after it.
+    /// Reads a text after a quote, as long as it can become a name; returns the position after it.
     fn within(&mut self, chunk: &[u8], mut at: usize, mut name: Name) -> usize {
-        while let Some(byte) = chunk.get(at).copied() {
+        while let Some(byte) = chunk.get(at) {
+            if *byte == b'"' && name.is_member() {
+                self.line.pass(&chunk[self.passed..at]);
+                self.passed = at;
+                self.state = LexerState::Colon(Gap::in_line(self.line.is_data()));
+                return at + 1;
+            }
+            if !name.push(*byte) {
+                // This byte may be the quote before another name.
+                self.state = LexerState::Outside;
+                return at;
+            }
             at += 1;
-            if name.escape != Escape::None {
-                name.escaped(byte);
-                continue;
-            }
-            match byte {
-                b'"' => {
-                    self.state = match name.is_member() {
-                        true => LexerState::Colon(Gap::Data),
-                        false => LexerState::Outside,
-                    };
-                    return at;
-                }
-                // Strings contain no raw line end: this one was truncated, and the next line starts
-                // afresh.
-                b'\n' => {
-                    self.state = LexerState::Outside;
-                    return at;
-                }
-                b'\\' => name.escape = Escape::Begun,
-                _ if name.fits => name.push(byte),
-                _ => {
-                    let rest = &chunk[at..];
-                    at += memchr::memchr3(b'"', b'\\', b'\n', rest).unwrap_or(rest.len());
-                }
-            }
         }
         self.state = LexerState::Within(name);
         at
     }
 
-    /// Skips white space and a colon; any other byte means that the string was not a name.
+    /// Skips white space and a colon; any other byte means that the text was not a name.
     fn colon(&mut self, byte: u8, at: usize, gap: Gap) -> usize {
-        match gap.after(byte, false) {
-            RedactionStep::Over(gap) => {
+        match gap.after(byte) {
+            GapStep::Over(gap) => {
                 self.state = LexerState::Colon(gap);
                 at + 1
             }
-            RedactionStep::Here(gap) if byte == b':' => {
+            GapStep::Here if byte == b':' => {
                 self.state = LexerState::Value(gap);
                 at + 1
             }
-            RedactionStep::Here(_) | RedactionStep::Ends => {
+            GapStep::Here | GapStep::Ends => {
                 self.state = LexerState::Outside;
                 at
             }
@@ -281,163 +259,52 @@ impl HandoffRedactor {
 
     fn value(&mut self, at: usize, gap: Gap, edited: &mut Edited<'_>) -> usize {
         let first = edited.chunk[at];
-        match gap.after(first, true) {
-            RedactionStep::Over(gap) => {
+        match gap.after(first) {
+            GapStep::Over(gap) => {
                 self.state = LexerState::Value(gap);
                 return at + 1;
             }
-            RedactionStep::Ends => {
+            GapStep::Ends => {
                 self.state = LexerState::Outside;
                 return at;
             }
-            RedactionStep::Here(_) => {}
+            GapStep::Here => {}
         }
-        let scalar = matches!(first, b'-' | b'0'..=b'9' | b't' | b'f');
-        if scalar || matches!(first, b'{' | b'[' | b'"') {
-            edited.put(at, b"null");
-            self.state = LexerState::Dropping(Dropped { scalar, ..Dropped::default() });
-        } else {
-            // Null, or a truncated event.
-            self.state = LexerState::Outside;
+        match first {
+            // Null, or no value.
+            b'n' | b',' | b'}' | b']' => self.state = LexerState::Outside,
+            _ => {
+                if self.replacement == Replacement::Null {
+                    edited.put(at, b"null");
+                }
+                self.state = LexerState::Dropping(Dropped::new(first, gap));
+            }
         }
         at
     }
 
     fn dropping(&mut self, at: usize, mut dropped: Dropped, edited: &mut Edited<'_>) -> usize {
         let chunk = edited.chunk;
+        let begins = dropped.is_new();
         let end = dropped.run(&chunk[at..]);
         self.state = end.as_ref().map_or(LexerState::Dropping(dropped), |_| LexerState::Outside);
-        match end {
-            None => {
-                edited.drop_to(chunk.len());
-                chunk.len()
-            }
-            Some(DroppedEnd::Whole(length)) => {
-                edited.drop_to(at + length);
-                at + length
-            }
-            Some(DroppedEnd::CutOff(length)) => {
-                edited.drop_to(at + length);
-                // The first line end of the blank line.
-                edited.put(at + length, b"\n");
-                at + length
-            }
-        }
-    }
-}
-
-impl Gap {
-    /// Classifies the next byte. `valued`: the colon was read.
-    fn after(self, byte: u8, valued: bool) -> RedactionStep {
-        const DATA: &[u8] = b"data:";
-        match (self, byte) {
-            // White space of JSON, or the end of a truncated event: the next byte decides.
-            (Gap::LineStart | Gap::BlankLine, b'\n') => RedactionStep::Over(Gap::BlankLine),
-            (Gap::BlankLine, b'd' | b'e' | b'i' | b'r') => RedactionStep::Ends,
-            (Gap::BlankLine, b':') if valued => RedactionStep::Ends,
-            (Gap::BlankLine, byte) if byte.is_ascii_whitespace() => {
-                RedactionStep::Over(Gap::BlankLine)
-            }
-            (_, b'\n') => RedactionStep::Over(Gap::LineStart),
-            (Gap::OtherField, _) | (Gap::LineStart, b'\r') => RedactionStep::Over(self),
-            (Gap::LineStart, b'd') => RedactionStep::Over(Gap::Prefix(1)),
-            (Gap::LineStart, b'e' | b'i' | b'r') => RedactionStep::Over(Gap::OtherField),
-            (Gap::LineStart, b':') if valued => RedactionStep::Over(Gap::OtherField),
-            (Gap::Prefix(matched), byte) => {
-                let matched = usize::from(matched);
-                match DATA.get(matched) == Some(&byte) {
-                    true if matched + 1 == DATA.len() => RedactionStep::Over(Gap::Data),
-                    true => RedactionStep::Over(Gap::Prefix(matched as u8 + 1)),
-                    false => RedactionStep::Over(Gap::OtherField),
-                }
-            }
-            (_, byte) if byte.is_ascii_whitespace() => RedactionStep::Over(Gap::Data),
-            _ => RedactionStep::Here(Gap::Data),
-        }
-    }
-}
-
-impl Default for Name {
-    fn default() -> Name {
-        Name { text: [0; NAME_MAX], length: 0, fits: true, escape: Escape::None }
-    }
-}
-
-impl Name {
-    fn push(&mut self, byte: u8) {
-        if self.length == NAME_MAX {
-            self.fits = false;
-            return;
-        }
-        self.text[self.length] = byte;
-        self.length += 1;
-        let text = &self.text[..self.length];
-        self.fits = IN_ANSWERS.iter().any(|name| name.as_bytes().starts_with(text));
-    }
-
-    /// Processes the next byte of an escape.
-    fn escaped(&mut self, byte: u8) {
-        self.escape = match (self.escape, byte) {
-            (Escape::Begun, b'u') => Escape::Hex(0, 0),
-            (Escape::Hex(digits, value), byte) if byte.is_ascii_hexdigit() => {
-                let digit = char::from(byte).to_digit(16).unwrap_or_default();
-                Escape::Hex(digits + 1, value * 16 + digit)
-            }
-            // Names contain no other escape.
-            _ => {
-                self.fits = false;
-                Escape::None
-            }
+        let to = match end {
+            None => chunk.len(),
+            Some(DroppedEnd::Whole(length) | DroppedEnd::CutOff(length)) => at + length,
         };
-        if let Escape::Hex(4, value) = self.escape {
-            self.escape = Escape::None;
-            match u8::try_from(value) {
-                Ok(byte) if self.fits => self.push(byte),
-                _ => self.fits = false,
+        if self.replacement == Replacement::SameLength {
+            if to > at {
+                let ends = matches!(end, Some(DroppedEnd::Whole(_)));
+                edited.blank(at..to, begins, ends, dropped.is_scalar());
             }
+            return to;
         }
-    }
-
-    fn is_member(&self) -> bool {
-        let text = &self.text[..self.length];
-        self.fits && IN_ANSWERS.iter().any(|name| name.as_bytes() == text)
-    }
-}
-
-impl Dropped {
-    /// Reads the value's bytes; returns its end, if it is here. A blank line ends a truncated
-    /// value, so that the next event is not dropped.
-    fn run(&mut self, bytes: &[u8]) -> Option<DroppedEnd> {
-        for (at, byte) in bytes.iter().enumerate() {
-            if self.scalar && matches!(byte, b',' | b'}' | b']' | b' ' | b'\t' | b'\r' | b'\n') {
-                return Some(DroppedEnd::Whole(at));
-            }
-            if *byte == b'\n' && std::mem::replace(&mut self.line_end, true) {
-                return Some(DroppedEnd::CutOff(at));
-            }
-            self.line_end &= matches!(byte, b'\n' | b'\r');
-            if std::mem::take(&mut self.escaped) {
-                continue;
-            }
-            let mut closes = false;
-            match byte {
-                b'\\' => self.escaped = self.in_string,
-                b'"' => {
-                    self.in_string = !self.in_string;
-                    closes = !self.in_string;
-                }
-                b'{' | b'[' if !self.in_string => self.depth += 1,
-                b'}' | b']' if !self.in_string => {
-                    self.depth = self.depth.saturating_sub(1);
-                    closes = true;
-                }
-                _ => {}
-            }
-            if closes && self.depth == 0 && !self.scalar {
-                return Some(DroppedEnd::Whole(at + 1));
-            }
+        edited.drop_to(to);
+        if matches!(end, Some(DroppedEnd::CutOff(_))) {
+            // The first line end of the blank line.
+            edited.put(to, &chunk[to..=to]);
         }
-        None
+        to
     }
 }
 

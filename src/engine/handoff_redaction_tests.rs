@@ -1,6 +1,7 @@
 //! Redaction of answers and streams, for every split.
 
 use super::*;
+use crate::handoff_members::IN_ANSWERS;
 use crate::testing::{CHAT, json, raw_value};
 use proptest::prelude::*;
 
@@ -44,7 +45,8 @@ fn events(stream: &str) -> Vec<String> {
         let lines = event.lines().filter_map(|line| line.strip_prefix("data:"));
         lines.map(|data| data.strip_prefix(' ').unwrap_or(data)).collect::<Vec<_>>().join("\n")
     };
-    stream.replace("\r\n", "\n").split("\n\n").filter(|e| !e.is_empty()).map(event).collect()
+    let stream = stream.replace("\r\n", "\n").replace('\r', "\n");
+    stream.split("\n\n").filter(|e| !e.is_empty()).map(event).collect()
 }
 
 #[test]
@@ -56,8 +58,20 @@ fn names_and_values_on_different_data_lines_are_redacted() {
         ":\r\ndata: ",
         ":\nid: 7\n: a comment\ndata: ",
         ":\ndata:\ndata\nevent: x\nretry: 5\ndata:   ",
+        // Comments and unknown fields before the colon, and line ends by carriage returns alone.
+        "\n: a comment\ndata: : ",
+        "\n: {\"a\"}\ndata::",
+        "\nx-trace: 1\nfoo\ndata: :",
+        "\rdata: :\r: x\rdata: ",
+        ":\r\n: } \"\r\ndata: ",
     ] {
-        for value in [r#"{"remote_host":"h"}"#, "{\"remote_host\":\ndata: \"h\"}", "17", r#""h""#] {
+        for value in [
+            r#"{"remote_host":"h"}"#,
+            "{\"remote_host\":\ndata: \"h\"}",
+            "{\"a\":\n: }\" a comment\ndata: [\"remote_host\"]}",
+            "17",
+            r#""h""#,
+        ] {
             let stream = format!(
                 "data: {{\"kv_transfer_params\"{between}{value},\"x\":1}}\n\ndata: {{\"y\":[2]}}\n\n"
             );
@@ -86,7 +100,8 @@ fn names_and_values_on_different_data_lines_are_redacted() {
             }
         }
     }
-    // Blank lines are white space of JSON.
+    // Blank lines are white space of JSON, within a value too.
+    check("{\"kv_transfer_params\":{\n\n\"remote_host\":1}}", "{\"kv_transfer_params\":null}");
     for space in ["\n\n", "\n\r\r\n", "\r\n\r\n \n"] {
         let with = |value: &str| format!("{{\"kv_transfer_params\"{space}:{space}{value}}}");
         check(&with("{\"remote_host\":1}"), &with("null"));
@@ -150,6 +165,41 @@ fn strings_that_are_not_member_names_are_kept() {
 }
 
 #[test]
+fn text_before_the_json_hides_no_member() {
+    let object = |value: &str| format!("{{\"id\":1,\"kv_transfer_params\":{value},\"b\":\"{{\"}}");
+    for before in ["\"", "say \"hello ", "data: \"cut\r\rdata: ", "\"kv_transfer", "\\\"", "\"\"\""]
+    {
+        let (with, without) = (object(r#"{"remote_host":"h"}"#), object("null"));
+        let (text, expected) = (format!("{before}{with}"), format!("{before}{without}"));
+        check(&text, &expected);
+        for cut in 0..text.len() {
+            assert_eq!(pieces(&text, &[cut, cut + 7]), expected, "{before:?}, {cut}");
+        }
+    }
+}
+
+#[test]
+fn a_redactor_can_keep_the_length() {
+    for (value, expected) in [
+        (r#"{"remote_host":[1,"}"]}"#, r#"{                     }"#),
+        (r#"["a"]"#, "[   ]"),
+        (r#""10.0.0.1""#, r#""        ""#),
+        ("true", "0   "),
+        ("7", "0"),
+        ("null", "null"),
+    ] {
+        let with = |value: &str| format!("audio \"{{\"bootstrap_host\" : {value},\"b\":2}}\n");
+        let (text, expected) = (with(value), with(expected));
+        for cut in 0..text.len() {
+            let mut filter = HandoffRedactor::keeping_length();
+            let halves = [&text[..cut], &text[cut..]];
+            let out = halves.map(|half| filter.pass(Bytes::copy_from_slice(half.as_bytes())));
+            assert_eq!(String::from_utf8(out.concat()).unwrap(), expected, "{cut}");
+        }
+    }
+}
+
+#[test]
 fn a_chunk_without_members_is_not_copied() {
     let piece = Bytes::from_static(b"data: {\"choices\":[],\"kv_transfer_params\":null}\n\n");
     assert_eq!(HandoffRedactor::new().pass(piece.clone()).as_ptr(), piece.as_ptr());
@@ -166,7 +216,7 @@ fn a_recorded_prefill_answer_loses_its_parameters_only() {
 
 #[test]
 fn truncated_parameters_do_not_drop_the_next_event() {
-    for (end, left) in [("\n\n", "\n\n"), ("\r\n\r\n", "\n\n")] {
+    for (end, left) in [("\n\n", "\n\n"), ("\r\n\r\n", "\r\r\n"), ("\r\r", "\r\r")] {
         let stream = format!("data: {{\"kv_transfer_params\":{{\"a\":\"{end}data: [DONE]\n\n");
         let expected = format!("data: {{\"kv_transfer_params\":null{left}data: [DONE]\n\n");
         let every: Vec<usize> = (0..stream.len()).collect();

@@ -264,11 +264,46 @@ async fn an_unsupported_content_coding_is_refused_once_and_does_not_count_agains
     let broken = "HTTP/1.1 200 X\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\nxxxx";
     let answer = once(broken, &request("/v1/chat/completions", STREAM), false).await;
     assert_eq!(answer.status, 502, "{answer:?}");
-    // Answers without generated text are relayed.
+    // At any endpoint: an answer that cannot be read may contain a hand-off.
     let audio = "HTTP/1.1 200 X\r\ncontent-type: audio/pcm\r\ncontent-encoding: br\r\ncontent-length: 4\r\n\r\nxxxx";
     let answer = once(audio, &case("10-speech").request, false).await;
-    assert_eq!((answer.status, answer.header("content-encoding")), (200, Some("br")));
-    assert_eq!(answer.body, "xxxx");
+    assert_eq!(answer.status, 502, "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_off_is_redacted_whatever_the_content_type_and_framing() {
+    let body = r#"say "x {"id":1,"kv_transfer_params":{"remote_host":"h"},"y":2}"#;
+    let ask = request("/v1/chat/completions", r#"{"model":"m","messages":[]}"#);
+    let types =
+        ["application/octet-stream", "audio/pcm", "image/png", "text/plain", "application/x", "x"];
+    let heads = types.map(|kind| format!("content-type: {kind}\r\n"));
+    for kind in heads.iter().map(String::as_str).chain([""]) {
+        let (first, second) = body.split_at(30);
+        let chunks = [first, second].map(|part| format!("{:x}\r\n{part}\r\n", part.len())).concat();
+        for (n, framed) in [
+            format!("content-length: {}\r\n\r\n{body}", body.len()),
+            format!("transfer-encoding: chunked\r\n\r\n{chunks}0\r\n\r\n"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let answer = once(format!("HTTP/1.1 200 X\r\n{kind}{framed}"), &ask, false).await;
+            assert_eq!((answer.status, answer.whole), (200, true), "{kind} {n}");
+            let text = answer.text();
+            assert!(
+                !text.contains("remote_host") && text.ends_with("\"y\":2}"),
+                "{kind} {n} {text}"
+            );
+        }
+    }
+    let stream = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}],\"kv_transfer_params\"\r: c\rdata: :{\"remote_host\":1}}\r\rdata: [DONE]\r\r";
+    let answer = format!(
+        "HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\ncontent-length: {}\r\n\r\n{stream}",
+        stream.len()
+    );
+    let answer = once(answer, &request("/v1/chat/completions", STREAM), false).await;
+    assert!(!answer.text().contains("remote_host"), "{}", answer.text());
+    assert!(answer.text().contains("[DONE]"), "{}", answer.text());
 }
 
 /// Returns JSON of more than a megabyte that ends in a hand-off.

@@ -3,9 +3,10 @@
 //! refer to pools by number.
 
 use bytes::Bytes;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use tidegate_engine::{Kinds, ModelCard, cards_of};
+use tidegate_engine::{Kinds, ModelCard, cards_of, redact_answer};
 use tidegate_filters::{Directory, ModelEntry, ModelTokenizer};
 use tidegate_scheduler::cost::PrefillModel;
 use tidegate_settings::BackendSettings;
@@ -117,7 +118,10 @@ impl Catalog {
             return false;
         }
         self.served[slot] = cards;
-        self.answers[slot] = answer;
+        self.answers[slot] = match redact_answer(&answer) {
+            Cow::Owned(clean) => Bytes::from(clean),
+            Cow::Borrowed(_) => answer,
+        };
         true
     }
 

@@ -51,9 +51,8 @@ pub struct ForwardedBody {
     /// Bytes read so far.
     pub first: Bytes,
     pub rest: EngineBody,
-    /// Forwarded without inspection: audio, images, or an unsupported content coding. Text is inspected,
-    /// because it may contain a hand-off.
-    pub opaque: bool,
+    /// It is not JSON by its content type: redaction keeps the length that its head states.
+    pub keeps_length: bool,
 }
 
 /// A stream whose first events have been read.
@@ -86,10 +85,8 @@ enum AnswerKind {
     Buffered,
     /// No content type: JSON or not, by the first byte.
     Unknown,
-    /// Other text: forwarded as it arrives.
-    Text,
-    /// Audio, images and other binary data: forwarded without inspection.
-    Opaque,
+    /// Text, audio and others: forwarded as they arrive.
+    Forwarded,
 }
 
 impl AnswerKind {
@@ -102,9 +99,6 @@ impl AnswerKind {
             };
         }
         let kind = media_type(head);
-        let begins = |with: &str| {
-            kind.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with))
-        };
         let json = |kind: &str| {
             let suffix = kind.len().checked_sub("+json".len()).and_then(|at| kind.get(at..));
             kind.eq_ignore_ascii_case("application/json")
@@ -115,11 +109,7 @@ impl AnswerKind {
             "" => AnswerKind::Unknown,
             kind if is_events(kind) || lines => AnswerKind::Events,
             kind if json(kind) => AnswerKind::Buffered,
-            _ if ["audio/", "image/", "video/", "font/"].into_iter().any(begins) => {
-                AnswerKind::Opaque
-            }
-            kind if kind.eq_ignore_ascii_case("application/octet-stream") => AnswerKind::Opaque,
-            _ => AnswerKind::Text,
+            _ => AnswerKind::Forwarded,
         }
     }
 }
@@ -160,10 +150,7 @@ pub async fn open(
     let form = AnswerKind::of(&head, endpoint);
     let (body, coded) = match coding_of(&head.headers) {
         ContentCoding::Plain => (EngineBody::plain(body), false),
-        // Only generating endpoints have hand-offs in their answers.
-        ContentCoding::Other(_) if !endpoint.generates() => {
-            return Ok((head, open_forwarded(EngineBody::plain(body), true).await?));
-        }
+        // An unread answer may contain a hand-off, at any endpoint: stored responses have them too.
         _ => (decoded(&mut head, body)?, true),
     };
     let body = match form {
@@ -171,9 +158,7 @@ pub async fn open(
         AnswerKind::Buffered | AnswerKind::Unknown => {
             open_bytes(body, form == AnswerKind::Unknown).await
         }
-        AnswerKind::Text | AnswerKind::Opaque => {
-            open_forwarded(body, form == AnswerKind::Opaque).await
-        }
+        AnswerKind::Forwarded => open_forwarded(body).await,
     };
     let body = body.map_err(|problem| match problem {
         // Another engine of this kind would send the same coding.
@@ -213,7 +198,8 @@ async fn open_bytes(mut body: EngineBody, sniffed: bool) -> Result<OpenedBody, L
         let first = || read.begin().iter().find(|byte| !byte.is_ascii_whitespace());
         let other = sniffed && first().is_some_and(|first| !matches!(first, b'{' | b'['));
         if read.len() > WHOLE_ANSWER_MAX || other && body.remaining() != Some(0) {
-            let forwarded = ForwardedBody { first: read.into_bytes(), rest: body, opaque: false };
+            let forwarded =
+                ForwardedBody { first: read.into_bytes(), rest: body, keeps_length: false };
             return Ok(OpenedBody::Forwarded(Box::new(forwarded)));
         }
     }
@@ -221,12 +207,14 @@ async fn open_bytes(mut body: EngineBody, sniffed: bool) -> Result<OpenedBody, L
 }
 
 /// Awaits the first byte; before it, a failure is retried on another engine.
-async fn open_forwarded(mut body: EngineBody, opaque: bool) -> Result<OpenedBody, LegProblem> {
+async fn open_forwarded(mut body: EngineBody) -> Result<OpenedBody, LegProblem> {
     let Some(first) = body.data().await else { return Ok(OpenedBody::Complete(Bytes::new())) };
     let first = first.map_err(LegProblem::BrokeOff)?;
     Ok(match body.remaining() {
         Some(0) => OpenedBody::Complete(first),
-        _ => OpenedBody::Forwarded(Box::new(ForwardedBody { first, rest: body, opaque })),
+        _ => {
+            OpenedBody::Forwarded(Box::new(ForwardedBody { first, rest: body, keeps_length: true }))
+        }
     })
 }
 
@@ -287,13 +275,13 @@ mod tests {
             ("text/event-stream", ChatCompletions, AnswerKind::Events),
             ("Text/Event-Stream ; charset=utf-8", ChatCompletions, AnswerKind::Events),
             ("application/x-ndjson", OllamaChat, AnswerKind::Events),
-            ("application/x-ndjson", ChatCompletions, AnswerKind::Text),
+            ("application/x-ndjson", ChatCompletions, AnswerKind::Forwarded),
             ("APPLICATION/JSON;charset=utf-8", ChatCompletions, AnswerKind::Buffered),
             ("application/problem+json", ChatCompletions, AnswerKind::Buffered),
-            ("application/jsonl", ChatCompletions, AnswerKind::Text),
-            ("Audio/pcm", ChatCompletions, AnswerKind::Opaque),
-            ("application/octet-stream", ChatCompletions, AnswerKind::Opaque),
-            ("text/plain", ChatCompletions, AnswerKind::Text),
+            ("application/jsonl", ChatCompletions, AnswerKind::Forwarded),
+            ("Audio/pcm", ChatCompletions, AnswerKind::Forwarded),
+            ("application/octet-stream", ChatCompletions, AnswerKind::Forwarded),
+            ("text/plain", ChatCompletions, AnswerKind::Forwarded),
             ("", ChatCompletions, AnswerKind::Unknown),
         ] {
             let mut head = Head { status: StatusCode::OK, headers: http::HeaderMap::new() };

@@ -15,8 +15,10 @@ use crate::upstream::{BrokenOff, EngineBody};
 pub struct ByteRelay {
     first: Option<Bytes>,
     rest: EngineBody,
-    /// `None`: the body cannot contain a hand-off, or the client may receive it.
+    /// `None`: the client may receive hand-offs. Any other body is read: content types may be wrong.
     redactor: Option<HandoffRedactor>,
+    /// Redaction does not change the length.
+    keeps_length: bool,
     reservation: Option<Reservation>,
     record: Option<Box<RequestRecord>>,
 }
@@ -28,11 +30,15 @@ impl ByteRelay {
         reservation: Reservation,
         record: Box<RequestRecord>,
     ) -> ByteRelay {
-        let ForwardedBody { first, rest, opaque } = forwarded;
-        let redactor = (!opaque && !record.trusts_client()).then(HandoffRedactor::new);
+        let ForwardedBody { first, rest, keeps_length } = forwarded;
+        let redactor = (!record.trusts_client()).then(|| match keeps_length {
+            true => HandoffRedactor::keeping_length(),
+            false => HandoffRedactor::new(),
+        });
         ByteRelay {
             first: Some(first),
             rest,
+            keeps_length: keeps_length || redactor.is_none(),
             redactor,
             reservation: Some(reservation),
             record: Some(record),
@@ -69,6 +75,6 @@ impl ByteRelay {
     /// Remaining length in bytes; `None` if it is unknown or redaction may change it.
     pub(crate) fn remaining(&self) -> Option<u64> {
         let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
-        self.redactor.is_none().then(|| self.rest.remaining().map(|rest| rest + first))?
+        self.keeps_length.then(|| self.rest.remaining().map(|rest| rest + first))?
     }
 }
