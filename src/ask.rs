@@ -23,7 +23,7 @@ const ANSWER_MAX: usize = 8 << 20;
 #[derive(Debug, Error)]
 pub enum AskError {
     /// The URL is not that of an engine.
-    #[error("{0} is not an engine URL: expected http://host:port or https://host:port")]
+    #[error("{0:?} is not an engine URL: expected http://host:port or https://host:port")]
     Url(String),
     /// No certificate authorities are configured to verify an https engine.
     #[error("an https engine needs --ca-file, or [upstream] ca_file")]
@@ -157,14 +157,23 @@ pub fn verified_by(path: &Path) -> Result<ClientConfig, String> {
 /// Returns the authority, whether TLS is used, and the path prefix.
 fn parts(url: &str) -> Result<(http::uri::Authority, bool, String), AskError> {
     let wrong = || AskError::Url(url.to_owned());
+    // The same check as that of a configuration.
+    tidegate_settings::check_base_url(url).map_err(|_| wrong())?;
     let uri: Uri = url.parse().map_err(|_| wrong())?;
-    let tls = match uri.scheme_str() {
-        Some("http") => false,
-        Some("https") => true,
-        _ => return Err(wrong()),
-    };
+    let tls = uri.scheme_str() == Some("https");
     let authority = uri.authority().ok_or_else(wrong)?.clone();
     Ok((authority, tls, uri.path().trim_end_matches('/').to_owned()))
+}
+
+/// Reads an engine's URL of the command line.
+///
+/// # Errors
+/// It is not the URL of an engine.
+pub fn engine_url(text: &str) -> Result<String, String> {
+    match tidegate_settings::check_base_url(text) {
+        Ok(()) => Ok(text.to_owned()),
+        Err(problem) => Err(format!("{problem}: expected http://host:port or https://host:port")),
+    }
 }
 
 /// Returns the host of an engine's URL; IPv6 in brackets.

@@ -6,6 +6,7 @@ use std::io::Write;
 use tidegate_settings::BackendSettings;
 use tidegate_types::Role;
 
+use crate::ask::engine_url;
 use crate::operate::{Admin, OperateError};
 
 /// List, add and remove backends of a running proxy.
@@ -45,6 +46,7 @@ struct AddArgs {
     /// Name of the backend
     name: String,
     /// Address of the engine: http://host:port or https://host:port
+    #[arg(value_parser = engine_url)]
     url: String,
     /// Further settings of the backend
     #[arg(value_name = "KEY=VALUE", value_parser = setting)]
@@ -237,6 +239,9 @@ mod tests {
             "decode_prior": {"free_streams": 2},
         });
         assert_eq!(entry(&args), expected);
+        for url in ["ftp://h:1", "h:8000", "http://", "http://h:0", "http://u@h", "http://h/?a"] {
+            assert!(TestCommand::try_parse_from(["backends", "add", "e9", url]).is_err(), "{url}");
+        }
         for wrong in ["engine", "=x", "name=x"] {
             let line = ["backends", "add", "e9", "http://h:8000", wrong];
             assert!(TestCommand::try_parse_from(line).is_err(), "{wrong}");

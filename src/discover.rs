@@ -10,13 +10,13 @@ use tidegate_signals::identity::{Answers, Identity, PATHS, identify};
 
 use tokio::task::JoinSet;
 
-use crate::ask::Client;
+use crate::ask::{Client, engine_url};
 
 /// URLs of engines, and the settings that engines do not report.
 #[derive(clap::Args)]
 pub struct Discovery {
     /// Engines from which the configuration is inferred: http://host:port
-    #[arg(value_name = "URL")]
+    #[arg(value_name = "URL", value_parser = engine_url)]
     pub urls: Vec<String>,
     /// The served model's tokenizer.json, or the folder that contains it
     #[arg(long, value_name = "PATH", requires = "urls")]

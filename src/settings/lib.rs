@@ -46,3 +46,4 @@ pub use schema::{
     Settings, SidecarSettings, SignalSettings, SloClassSettings, SloSettings, TlsSettings,
     UpstreamSettings,
 };
+pub use validate::check_base_url;

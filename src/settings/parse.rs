@@ -80,15 +80,21 @@ impl BackendSettings {
     }
 }
 
-/// Reads a file that holds `[[backends]]` alone; an empty one holds none.
+/// Reads a file that holds `[[backends]]` alone.
 ///
 /// # Errors
 /// Every [`Problem`] in it, except those of compatibility groups, whose other members are unknown
-/// here.
+/// here. A file without any key is a problem: it may have been truncated to be written again.
 pub fn backends_of(text: &str) -> Result<Vec<BackendSettings>, Vec<Problem>> {
     let (tree, errors) = Tree::parse(text);
     let mut problems = not_toml(errors);
     if problems.is_empty() && tree.left.is_empty() {
+        let problem = Problem::new("", "has no [[backends]]");
+        let hint = "to remove its backends, delete the file or write backends = []";
+        return Err(vec![problem.hint(hint)]);
+    }
+    let is_none = tree.left.get("backends").and_then(Value::as_array).is_some_and(Vec::is_empty);
+    if problems.is_empty() && is_none && tree.left.len() == 1 {
         return Ok(Vec::new());
     }
     let mut removed = RemovedParts::default();
@@ -136,9 +142,39 @@ fn check(
     let settings = read(&mut tree, &mut problems, &mut removed);
     if let Some(settings) = &settings {
         problems.extend(validate(settings, removed));
+        let mut blank = Vec::new();
+        blank_texts(&Value::Table(tree.left.clone()), &mut Vec::new(), &mut blank);
+        // A check of the key itself says more.
+        blank.retain(|path| !problems.iter().any(|(known, _)| known == path));
+        for path in blank {
+            let problem = Problem::new(text_of(&path), "is blank or has control characters");
+            problems.push((path, problem.hint("a text, or omit it")));
+        }
     }
     all.extend(sorted(problems, &tree));
     settings
+}
+
+/// Appends the paths of texts that are blank or have control characters. No setting means anything by
+/// either: they are the remains of an empty variable or of a pasted line.
+fn blank_texts(value: &Value, path: &mut Vec<Part>, found: &mut Vec<Vec<Part>>) {
+    let mut within = |part: Part, value: &Value| {
+        path.push(part);
+        blank_texts(value, path, found);
+        path.pop();
+    };
+    match value {
+        Value::Table(table) => {
+            table.iter().for_each(|(key, value)| within(Part::Key(key.clone()), value));
+        }
+        Value::Array(list) => {
+            list.iter().enumerate().for_each(|(index, value)| within(Part::Index(index), value));
+        }
+        Value::String(text) if text.trim().is_empty() || text.contains(char::is_control) => {
+            found.push(path.clone());
+        }
+        _ => {}
+    }
 }
 
 /// Adds lines to the problems and sorts by them.

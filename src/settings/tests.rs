@@ -330,3 +330,32 @@ fn the_number_of_reported_errors_is_bounded() {
     assert_eq!(problems.len(), 65);
     assert_eq!(problems[0].to_string(), "has more than 64 errors; further ones are not reported");
 }
+
+#[test]
+fn blank_texts_are_problems_in_every_section() {
+    const FLEET: &str = "[[backends]]\nname = \"a\"\nurl = \"http://a:1\"\n";
+    for (text, path) in [
+        ("[[models]]\nname = \"m\"\naliases = [\"b\", \" \"]\n", "models[0].aliases[1]"),
+        ("[[models]]\nname = \"\\t\"\n", "models[0].name"),
+        ("[[models]]\nname = \"a\\nb\"\n", "models[0].name"),
+        ("[[models]]\nname = \"m\"\ntokenizer = \"\"\n", "models[0].tokenizer"),
+        ("[admin]\ntoken_file = \"\"\n", "admin.token_file"),
+        ("[gateways]\nserver_name = \"\"\n", "gateways.server_name"),
+        ("[planner]\nrecord = \" \"\n", "planner.record"),
+    ] {
+        let problems = Settings::parse(&format!("{text}{FLEET}")).unwrap_err();
+        let paths: Vec<&str> = problems.iter().map(|problem| &*problem.path).collect();
+        assert_eq!(paths, [path], "{text}");
+    }
+    for (key, path) in [
+        ("models = [\"m\", \" \"]", "backends[0].models[1]"),
+        ("group = \"\"", "backends[0].group"),
+        ("version = \" \"", "backends[0].version"),
+        ("api_key_file = \"\"", "backends[0].api_key_file"),
+        ("server_name = \"\"", "backends[0].server_name"),
+    ] {
+        let problems = Settings::parse(&format!("{FLEET}{key}\n")).unwrap_err();
+        let paths: Vec<&str> = problems.iter().map(|problem| &*problem.path).collect();
+        assert_eq!(paths, [path], "{key}");
+    }
+}

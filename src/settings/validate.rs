@@ -15,6 +15,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use tidegate_types::Seconds;
 
+pub use fleet::check_base_url;
+
 use crate::defaults::LEASE;
 use crate::problem::{Problem, nearest};
 use crate::schema::{BackendSettings, ClientAuth, Settings, TlsSettings, UpstreamSettings};

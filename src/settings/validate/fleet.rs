@@ -175,6 +175,14 @@ fn own_address(settings: &Settings, authority: &str) -> Option<&'static str> {
     }
 }
 
+/// Checks a base URL: `http://host:port` or `https://host:port`, with an optional path.
+///
+/// # Errors
+/// What is wrong with it, as the end of a sentence.
+pub fn check_base_url(url: &str) -> Result<(), &'static str> {
+    base_of(url).map(|_| ())
+}
+
 /// Returns host, port and path prefix of a base URL, or the problem with it.
 fn base_of(url: &str) -> Result<String, &'static str> {
     let uri: Uri = url.parse().map_err(|_| "is not a URL")?;

@@ -32,8 +32,9 @@ fn exchange(gateways: &GatewaySettings, found: &mut Findings) {
     let all = gateways.peers.iter().enumerate().map(|(i, url)| (at(i), url)).chain(addresses);
     for (path, url) in all {
         let https = url.starts_with("https://");
-        let known = https || url.starts_with("http://");
-        found.check(known, &path, "is neither http nor https", "http://host:9091");
+        let checked = super::check_base_url(url);
+        let known = checked.is_ok();
+        found.check(known, &path, checked.err().unwrap_or_default(), "http://host:9091");
         let same = !known || https == gateways.tls.is_some();
         let problem = if https { "is https" } else { "is http" };
         let hint = "https with [gateways.tls], otherwise http";

@@ -9,13 +9,9 @@ const PORTS_MAX: usize = 8;
 pub(super) fn kubernetes(settings: &Settings, found: &mut Findings) {
     let api = &settings.kubernetes;
     if let Some(url) = &api.api_server {
-        let known = url.starts_with("https://") || url.starts_with("http://");
-        found.check(
-            known,
-            "kubernetes.api_server",
-            "is neither http nor https",
-            "https://host:6443",
-        );
+        let checked = super::check_base_url(url);
+        let problem = checked.err().unwrap_or_default();
+        found.check(checked.is_ok(), "kubernetes.api_server", problem, "https://host:6443");
     }
     let both = api.client_cert.is_some() == api.client_key.is_some();
     let (cert, key) = ("kubernetes.client_cert", "kubernetes.client_key");

@@ -194,6 +194,10 @@ mod tests {
             ),
             (class("c", "keys = [\"team\"]\ntpot_seconds = 0"), "slo.classes[0].tpot_seconds"),
             ("trusted_peers = [\"gateway\"]".to_owned(), "slo.trusted_peers[0]"),
+            (
+                format!("trusted_peers = [\"::1\"]\n{}", class("c", "objectives = [\"x\", \"\"]")),
+                "slo.classes[0].objectives[1]",
+            ),
         ] {
             assert_eq!(problems(&wrong), [path], "{wrong}");
         }
