@@ -248,6 +248,55 @@ async fn the_backends_of_a_config_map_follow_its_symlink_and_errors_keep_the_pre
     proxy.settles().await;
 }
 
+/// A proxy whose backends are the files of a directory.
+async fn of_directory(path: &std::path::Path) -> Proxy {
+    let path = path.display();
+    let top =
+        format!("{FAST}[[backends]]\nname = \"files\"\n[backends.directory]\npath = \"{path}\"\n");
+    Proxy::start(&top, &[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncated_file_keeps_its_backends_and_a_deleted_one_does_not() {
+    let fleet = Emulated::start(2).await;
+    let directory = tempfile::tempdir().unwrap();
+    let (a, b) = (directory.path().join("a.toml"), directory.path().join("b.toml"));
+    std::fs::write(&a, file_of(&fleet, &[("e0", 0)])).unwrap();
+    std::fs::write(&b, file_of(&fleet, &[("e1", 1)])).unwrap();
+    let proxy = of_directory(directory.path()).await;
+    for unfinished in ["", "# engines\n", "[[backends]]\nname = \"e"] {
+        std::fs::write(&a, unfinished).unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+        assert_eq!(proxy.names().await, ["e0", "e1"], "{unfinished:?}");
+    }
+    std::fs::write(&a, "backends = []\n").unwrap();
+    proxy.has(&["e1"]).await;
+    std::fs::write(&a, file_of(&fleet, &[("e0", 0)])).unwrap();
+    proxy.has(&["e0", "e1"]).await;
+    std::fs::remove_file(&b).unwrap();
+    proxy.has(&["e0"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_always_being_written_delays_neither_others_nor_itself() {
+    let fleet = Emulated::start(3).await;
+    let directory = tempfile::tempdir().unwrap();
+    let (busy, other) = (directory.path().join("a.toml"), directory.path().join("b.toml"));
+    std::fs::write(&busy, file_of(&fleet, &[("e0", 0)])).unwrap();
+    let proxy = of_directory(directory.path()).await;
+    let text = file_of(&fleet, &[("e0", 0), ("e2", 2)]);
+    let writing = tokio::spawn(async move {
+        for count in 0_u64.. {
+            std::fs::write(&busy, format!("# {count}\n{text}")).unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+        }
+    });
+    std::fs::write(&other, file_of(&fleet, &[("e1", 1)])).unwrap();
+    proxy.has(&["e0", "e1", "e2"]).await;
+    assert!(!writing.is_finished());
+    writing.abort();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_addresses_of_a_name_are_backends() {
     let fleet = Emulated::start(1).await;

@@ -1,7 +1,8 @@
-//! Directories of files as a source of backends (`[backends.directory]`). A file that cannot be used, or
-//! a directory that cannot be read, keeps its last known backends.
+//! Directories of files as a source of backends (`[backends.directory]`). A file that cannot be used
+//! (an empty one included, which a writer has just truncated) keeps its last known backends, and so
+//! does a directory that cannot be read. A deleted file removes its backends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,10 +13,11 @@ use tokio::sync::mpsc;
 
 use crate::control::{Desired, FleetUpdate};
 use crate::process::desired::DesiredBackends;
-use crate::runtime::file_stamp::{Stamp, stamp};
+use crate::process::files;
+use crate::runtime::file_stamp::{Change, Settling, Stamp, stamp};
 
-/// Interval of the checks, one `stat` call a file. A change is in force once two checks have seen
-/// it.
+/// Interval of the checks, one `stat` call a file. Each file is read once two checks have seen the
+/// same version of it, whatever happens to the others.
 const CHECK_INTERVAL: Seconds = Seconds(1.0);
 
 /// The directories of all entries.
@@ -24,13 +26,20 @@ pub struct Directories(Vec<WatchedDirectory>);
 /// One directory.
 struct WatchedDirectory {
     path: PathBuf,
-    /// File versions at the last read and at the previous check. A changed file is read once two
-    /// checks have seen the same version, so that a file being written is not read.
-    read: BTreeMap<OsString, Stamp>,
-    seen: BTreeMap<OsString, Stamp>,
-    /// The last good backends of each file.
-    files: BTreeMap<OsString, Vec<BackendSettings>>,
+    files: BTreeMap<OsString, WatchedFile>,
     is_failing: bool,
+}
+
+/// One file of a directory.
+#[derive(Default)]
+struct WatchedFile {
+    /// `None`: the file does not exist. Writers that delete a file before they write it again are
+    /// treated as those that truncate it.
+    version: Settling<Option<Stamp>>,
+    /// The last good backends.
+    backends: Vec<BackendSettings>,
+    /// The last logged problem.
+    problem: Option<String>,
 }
 
 impl Directories {
@@ -38,8 +47,7 @@ impl Directories {
     pub fn new(settings: &Settings) -> Option<Directories> {
         let directory = |entry: &BackendSettings| {
             let path = entry.directory.as_ref()?.path.clone();
-            let (read, seen, files) = Default::default();
-            Some(WatchedDirectory { path, read, seen, files, is_failing: false })
+            Some(WatchedDirectory { path, files: BTreeMap::new(), is_failing: false })
         };
         let all: Vec<WatchedDirectory> = settings.sources.iter().filter_map(directory).collect();
         (!all.is_empty()).then_some(Directories(all))
@@ -48,10 +56,7 @@ impl Directories {
     /// Reads every file once. Blocks.
     pub fn first(&mut self) -> DesiredBackends {
         for directory in &mut self.0 {
-            if let Some(now) = directory.stamps() {
-                directory.seen.clone_from(&now);
-                directory.take(now);
-            }
+            directory.check(true);
         }
         self.desired()
     }
@@ -65,7 +70,7 @@ impl Directories {
             }
             // On a blocking thread: the files may be on a slow disk.
             let checking = tokio::task::spawn_blocking(move || {
-                let changed = self.0.iter_mut().fold(false, |any, one| one.check() | any);
+                let changed = self.0.iter_mut().fold(false, |any, one| one.check(false) | any);
                 (self, changed)
             });
             let changed;
@@ -85,21 +90,27 @@ impl Directories {
 
     fn desired(&self) -> DesiredBackends {
         let files = self.0.iter().flat_map(|directory| directory.files.values());
-        files.flatten().cloned().map(Ok).collect()
+        files.flat_map(|file| &file.backends).cloned().map(Ok).collect()
     }
 }
 
 impl WatchedDirectory {
-    /// Reads changed files whose version equals that of the previous check. Returns whether any was
-    /// read.
-    fn check(&mut self) -> bool {
-        let Some(now) = self.stamps() else { return false };
-        let is_stable = now == self.seen && now != self.read;
-        self.seen.clone_from(&now);
-        if is_stable {
-            self.take(now);
+    /// Reads the files that are due, or all if `at_once`. Returns whether the backends of any file
+    /// changed.
+    fn check(&mut self, at_once: bool) -> bool {
+        let Some(mut now) = self.stamps() else { return false };
+        let names: BTreeSet<&OsString> = self.files.keys().chain(now.keys()).collect();
+        let names: Vec<OsString> = names.into_iter().cloned().collect();
+        let mut changed = false;
+        for name in names {
+            let path = self.path.join(&name);
+            let (file, version) = (self.files.entry(name.clone()).or_default(), now.remove(&name));
+            changed |= file.check(&path, version, at_once);
+            if file.is_gone() {
+                self.files.remove(&name);
+            }
         }
-        is_stable
+        changed
     }
 
     fn stamps(&mut self) -> Option<BTreeMap<OsString, Stamp>> {
@@ -117,25 +128,52 @@ impl WatchedDirectory {
             }
         }
     }
+}
 
-    /// Reads the files whose version differs from the one read last.
-    fn take(&mut self, now: BTreeMap<OsString, Stamp>) {
-        self.files.retain(|name, _| now.contains_key(name));
-        for (name, stamp) in &now {
-            if self.read.get(name) == Some(stamp) {
-                continue;
+impl WatchedFile {
+    /// Reads the file if it is due. Returns whether its backends changed.
+    fn check(&mut self, path: &Path, version: Option<Stamp>, at_once: bool) -> bool {
+        let change = self.version.check(version);
+        let is_due = match change {
+            Change::None => false,
+            Change::Recent => at_once,
+            // A file that comes and goes keeps its backends.
+            Change::Overdue => version.is_some(),
+            Change::Settled => true,
+        };
+        if !is_due {
+            return false;
+        }
+        let read = match version {
+            None => Ok(Vec::new()),
+            Some(_) => read(path),
+        };
+        // A file that was written meanwhile is read again by the next check.
+        if change == Change::Overdue && version != Some(stamp(path)) {
+            return false;
+        }
+        self.version.was_read(version);
+        match read {
+            Ok(backends) => {
+                self.problem = None;
+                let changed = backends != self.backends;
+                self.backends = backends;
+                changed
             }
-            let path = self.path.join(name);
-            match read(&path) {
-                Ok(backends) => {
-                    self.files.insert(name.clone(), backends);
+            Err(problem) => {
+                if self.problem.as_ref() != Some(&problem) {
+                    let path = path.display();
+                    tracing::warn!(%path, "file cannot be used, its known backends stay: {problem}");
                 }
-                Err(problems) => {
-                    tracing::error!(path = %path.display(), "file cannot be used, its known backends stay: {problems}");
-                }
+                self.problem = Some(problem);
+                false
             }
         }
-        self.read = now;
+    }
+
+    /// Whether nothing is left to be known of a deleted file.
+    fn is_gone(&self) -> bool {
+        self.version.is_read(&None)
     }
 }
 
@@ -163,8 +201,7 @@ fn stamps(path: &Path) -> io::Result<BTreeMap<OsString, Stamp>> {
     Ok(stamps)
 }
 
-#[allow(clippy::disallowed_methods, reason = "a file of a directory that the settings name")]
 fn read(path: &Path) -> Result<Vec<BackendSettings>, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let text = files::text(path).map_err(|error| error.to_string())?;
     backends_of(&text).map_err(|problems| joined(&problems))
 }

@@ -1,5 +1,6 @@
-//! DNS names as a source of backends (`[backends.dns]`). A name that does not resolve, or that has no
-//! address, keeps its last known backends.
+//! DNS names as a source of backends (`[backends.dns]`). A name that does not resolve, or without an
+//! address that can be used, keeps its last known backends. A target of SRV records that cannot be
+//! looked up keeps its last known addresses.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -23,8 +24,16 @@ const RESOLUTION_MAX: Duration = Duration::from_secs(10);
 
 /// An address of an engine, and the host that a certificate of it names.
 type Located = (IpAddr, u16, String);
+/// What a resolver knows of a name.
+#[derive(Debug, Default)]
+struct Resolved {
+    found: BTreeSet<Located>,
+    /// Port and host of targets that could not be looked up.
+    unknown: BTreeSet<(u16, String)>,
+}
+
 /// Answer of a resolver.
-type Answer = Pin<Box<dyn Future<Output = io::Result<BTreeSet<Located>>> + Send>>;
+type Answer = Pin<Box<dyn Future<Output = io::Result<Resolved>> + Send>>;
 /// Resolves a name; replaced in tests.
 type Resolver = Arc<dyn Fn(&DnsSettings) -> Answer + Send + Sync>;
 
@@ -38,6 +47,8 @@ pub struct Names {
 struct DnsEntry {
     dns: DnsSettings,
     template: BackendSettings,
+    /// The last known addresses.
+    located: BTreeSet<Located>,
     /// The last known backends; `None` before the first answer.
     known: Option<Vec<BackendSettings>>,
 }
@@ -50,7 +61,8 @@ impl Names {
 
     fn resolved_by(settings: &Settings, resolve: Resolver) -> Option<Names> {
         let entry = |template: &BackendSettings| {
-            Some(DnsEntry { dns: template.dns.clone()?, template: template.clone(), known: None })
+            let (dns, template) = (template.dns.clone()?, template.clone());
+            Some(DnsEntry { dns, template, located: BTreeSet::new(), known: None })
         };
         let entries: Vec<DnsEntry> = settings.sources.iter().filter_map(entry).collect();
         (!entries.is_empty()).then_some(Names { entries, resolve })
@@ -58,9 +70,12 @@ impl Names {
 
     /// Resolves each name once; `None` if no name has an address.
     pub async fn first(&mut self) -> Option<DesiredBackends> {
+        let mut known = Vec::with_capacity(self.entries.len());
         for entry in &mut self.entries {
-            entry.known = entry.resolved(&self.resolve).await;
+            known.push(entry.resolved(&self.resolve).await);
         }
+        // Only now: backends that the caller has not received would count as sent.
+        self.entries.iter_mut().zip(known).for_each(|(entry, known)| entry.known = known);
         let lists: Vec<_> = self.entries.iter().filter_map(|entry| entry.known.clone()).collect();
         (!lists.is_empty()).then(|| checked(lists.into_iter().flatten()))
     }
@@ -80,7 +95,11 @@ impl Names {
 }
 
 impl DnsEntry {
-    async fn follow(self, resolve: Resolver, list: watch::Sender<Option<Vec<BackendSettings>>>) {
+    async fn follow(
+        mut self,
+        resolve: Resolver,
+        list: watch::Sender<Option<Vec<BackendSettings>>>,
+    ) {
         loop {
             tokio::time::sleep(self.dns.refresh.to_duration()).await;
             let Some(found) = self.resolved(&resolve).await else { continue };
@@ -92,20 +111,44 @@ impl DnsEntry {
         }
     }
 
-    /// Resolves the backends; `None` if the name has no address.
-    async fn resolved(&self, resolve: &Resolver) -> Option<Vec<BackendSettings>> {
+    /// Resolves the backends; `None` if the name has no address that can be used.
+    async fn resolved(&mut self, resolve: &Resolver) -> Option<Vec<BackendSettings>> {
         let name = &self.dns.name;
-        match tokio::time::timeout(RESOLUTION_MAX, resolve(&self.dns)).await {
-            Ok(Ok(found)) if !found.is_empty() => {
-                return Some(found.into_iter().map(|at| self.backend(at)).collect());
-            }
-            Ok(Ok(_)) => tracing::warn!(name, "name has no address, its known backends stay"),
-            Ok(Err(error)) => {
-                tracing::warn!(name, "name cannot be resolved, its known backends stay: {error}")
-            }
-            Err(_) => tracing::warn!(name, "resolution timed out, the name's known backends stay"),
+        let Resolved { mut found, unknown } =
+            match tokio::time::timeout(RESOLUTION_MAX, resolve(&self.dns)).await {
+                Ok(Ok(resolved)) => resolved,
+                Ok(Err(error)) => {
+                    tracing::warn!(
+                        name,
+                        "name cannot be resolved, its known backends stay: {error}"
+                    );
+                    return None;
+                }
+                Err(_) => {
+                    tracing::warn!(name, "resolution timed out, the name's known backends stay");
+                    return None;
+                }
+            };
+        for (port, host) in &unknown {
+            tracing::warn!(
+                name,
+                host,
+                port,
+                "target cannot be looked up, its known addresses stay"
+            );
+            let of_target = |at: &&Located| at.1 == *port && at.2 == *host;
+            found.extend(self.located.iter().filter(of_target).cloned());
         }
-        None
+        // Resolvers that block names answer with the unspecified address.
+        found.retain(|(ip, ..)| !ip.is_unspecified() && !ip.is_multicast());
+        let backends: Vec<BackendSettings> =
+            found.iter().map(|at| self.backend(at.clone())).collect();
+        if !backends.iter().any(|backend| backend.problems().is_empty()) {
+            tracing::warn!(name, "name has no usable address, its known backends stay");
+            return None;
+        }
+        self.located = found;
+        Some(backends)
     }
 
     /// Returns the backend at one address. A certificate is verified against the DNS name, or against
@@ -125,11 +168,14 @@ fn system(dns: &DnsSettings) -> Answer {
     let DnsSettings { name, port, srv, server, .. } = dns.clone();
     Box::pin(async move {
         if srv {
-            let found = srv::resolve(&name, server).await?;
-            return Ok(found.into_iter().map(|(at, ip)| (ip, at.port, at.host)).collect());
+            let all = srv::resolve(&name, server).await?;
+            let found = all.found.into_iter().map(|(at, ip)| (ip, at.port, at.host));
+            let unknown = all.unknown.into_iter().map(|at| (at.port, at.host));
+            return Ok(Resolved { found: found.collect(), unknown: unknown.collect() });
         }
         let found = tokio::net::lookup_host((name.as_str(), port)).await?;
-        Ok(found.map(|address| (address.ip(), port, name.clone())).collect())
+        let found = found.map(|address| (address.ip(), port, name.clone())).collect();
+        Ok(Resolved { found, ..Resolved::default() })
     })
 }
 
@@ -155,7 +201,15 @@ mod tests {
             let at = |ip: &&str| (ip.parse().unwrap(), dns.port, dns.name.clone());
             let next = answers.lock().unwrap().pop_front();
             let next = next.unwrap_or_else(|| Err(io::Error::other("no further answer")));
-            let parsed = next.map(|all| all.iter().map(at).collect());
+            // "?": the target cannot be looked up.
+            let parsed = next.map(|all| Resolved {
+                unknown: all
+                    .iter()
+                    .filter(|ip| **ip == "?")
+                    .map(|_| (dns.port, dns.name.clone()))
+                    .collect(),
+                found: all.iter().filter(|ip| **ip != "?").map(at).collect(),
+            });
             Box::pin(std::future::ready(parsed))
         };
         (Names::resolved_by(&settings, Arc::new(resolve)).unwrap(), script)
@@ -174,6 +228,9 @@ mod tests {
             failed(),
             Ok(vec![]),
             Ok(vec!["10.0.0.1"]),
+            // A failed target, and an answer that blocks the name.
+            Ok(vec!["?"]),
+            Ok(vec!["0.0.0.0", "::"]),
             Ok(vec!["fd00::7", "10.0.0.2"]),
         ];
         let (mut names, script) = names("http://any/base", answers);

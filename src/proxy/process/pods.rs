@@ -57,12 +57,15 @@ impl Pods {
 
     /// Lists the pods once; `None` if no entry could be listed.
     pub async fn first(&mut self) -> Option<DesiredBackends> {
+        let mut known = Vec::with_capacity(self.entries.len());
         for entry in &mut self.entries {
-            match entry.source.list().await {
-                Ok(list) => entry.known = list,
-                Err(error) => tracing::warn!("pods cannot be listed yet: {error}"),
-            }
+            known.push(entry.source.list().await.unwrap_or_else(|error| {
+                tracing::warn!("pods cannot be listed yet: {error}");
+                None
+            }));
         }
+        // Only now: backends that the caller has not received would count as sent.
+        self.entries.iter_mut().zip(known).for_each(|(entry, known)| entry.known = known);
         let lists: Vec<_> = self.entries.iter().filter_map(|entry| entry.known.clone()).collect();
         (!lists.is_empty()).then(|| self.first_roles.desired(lists.into_iter().flatten()))
     }

@@ -43,13 +43,18 @@ impl Sources {
     /// Reads the sources that are queried over the network.
     fn read_remote(&mut self) -> Vec<(SourceId, DesiredBackends)> {
         // The timer belongs to the runtime that polls it.
-        let reading = async { timeout(FIRST_MAX.to_duration(), self.read()).await };
+        let reading = async {
+            let mut read = Vec::new();
+            // What was read in time counts.
+            drop(timeout(FIRST_MAX.to_duration(), self.read(&mut read)).await);
+            read
+        };
         // On a separate thread, as the caller may already be in a runtime.
         let read = std::thread::scope(|scope| {
             let run = || {
                 let runtime = Builder::new_current_thread().enable_all().build();
                 // A source without an answer is read again by its task.
-                runtime.map(|runtime| runtime.block_on(reading).unwrap_or_default())
+                runtime.map(|runtime| runtime.block_on(reading))
             };
             scope.spawn(run).join()
         });
@@ -62,8 +67,7 @@ impl Sources {
         }
     }
 
-    async fn read(&mut self) -> Vec<(SourceId, DesiredBackends)> {
-        let mut read = Vec::new();
+    async fn read(&mut self, read: &mut Vec<(SourceId, DesiredBackends)>) {
         #[cfg(feature = "kubernetes")]
         if let Some(pods) = &mut self.pods {
             read.extend(pods.first().await.map(|desired| (SourceId::Kubernetes, desired)));
@@ -71,7 +75,6 @@ impl Sources {
         if let Some(names) = &mut self.names {
             read.extend(names.first().await.map(|desired| (SourceId::Dns, desired)));
         }
-        read
     }
 
     /// Starts the tasks.

@@ -5,8 +5,14 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::process::files;
 
@@ -14,6 +20,13 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 const PORT: u16 = 53;
 /// As many name servers as glibc reads.
 const SERVERS_MAX: usize = 3;
+/// Longest wait for one name server: a third of the time for the whole resolution, so that a server
+/// without an answer does not use it up.
+const SERVER_MAX: Duration = Duration::from_secs(3);
+/// Longest wait for the addresses of one target.
+const TARGET_MAX: Duration = Duration::from_secs(5);
+/// Most targets that are looked up at once; each occupies a thread of the blocking pool.
+const LOOKUPS_MAX: usize = 32;
 // Types of records.
 const A: u16 = 1;
 const AAAA: u16 = 28;
@@ -34,53 +47,121 @@ pub struct ServiceTarget {
     pub port: u16,
 }
 
+/// The targets of a service.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ServiceTargets {
+    /// Addresses of the targets.
+    pub found: Vec<(ServiceTarget, IpAddr)>,
+    /// Targets whose addresses are unknown, because the name server or the network failed. Targets
+    /// without an address are in neither list.
+    pub unknown: Vec<ServiceTarget>,
+}
+
 /// What an answer holds.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct SrvAnswer {
+struct DnsAnswer {
     targets: BTreeSet<ServiceTarget>,
-    /// Addresses of hosts that the answer holds beside the targets.
+    /// Addresses of hosts, which an answer may hold beside the targets.
     addresses: Vec<(String, IpAddr)>,
+}
+
+/// Why a name server's answer holds nothing.
+#[derive(Debug, Error, PartialEq, Eq)]
+enum AnswerError {
+    #[error("the name does not exist")]
+    NoName,
+    #[error("the name server refuses: response code {0}")]
+    Refused(u16),
+    #[error("{0}")]
+    Malformed(&'static str),
+}
+
+/// Why a name server cannot be asked.
+#[derive(Debug, Error)]
+enum AskError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Answer(#[from] AnswerError),
+    #[error("the name is too long")]
+    Name,
+    #[error("no answer within {} s", SERVER_MAX.as_secs())]
+    Late,
 }
 
 /// Returns the targets of `name` with their addresses. `server`: instead of those of resolv.conf.
 ///
 /// # Errors
 /// No name server answers, or the name does not exist.
-pub async fn resolve(
-    name: &str,
-    server: Option<SocketAddr>,
-) -> io::Result<Vec<(ServiceTarget, IpAddr)>> {
+pub async fn resolve(name: &str, server: Option<SocketAddr>) -> io::Result<ServiceTargets> {
     let servers = server.map_or_else(name_servers, |server| Ok(vec![server]))?;
-    let mut answer = Err(io::Error::other("resolv.conf names no server"));
+    let DnsAnswer { targets, addresses } =
+        ask_any(name, SRV, &servers).await.map_err(io::Error::other)?;
+    let servers = Arc::new(servers);
+    let free = Arc::new(Semaphore::new(LOOKUPS_MAX));
+    let mut lookups = JoinSet::new();
+    let mut all = ServiceTargets::default();
+    for target in targets {
+        let glue = addresses.iter().filter(|(host, _)| *host == target.host).map(|(_, ip)| *ip);
+        let ips: Vec<IpAddr> = glue.collect();
+        if !ips.is_empty() {
+            all.found.extend(ips.into_iter().map(|ip| (target.clone(), ip)));
+            continue;
+        }
+        let (servers, free) = (Arc::clone(&servers), Arc::clone(&free));
+        lookups.spawn(async move {
+            let _free = free.acquire().await;
+            let looked_up = timeout(TARGET_MAX, look_up(&target, &servers)).await;
+            (target, looked_up.unwrap_or(None))
+        });
+    }
+    for (target, ips) in lookups.join_all().await {
+        match ips {
+            Some(ips) => all.found.extend(ips.into_iter().map(|ip| (target.clone(), ip))),
+            None => all.unknown.push(target),
+        }
+    }
+    Ok(all)
+}
+
+/// Returns the addresses of a target; `None` if they are unknown.
+async fn look_up(target: &ServiceTarget, servers: &[SocketAddr]) -> Option<Vec<IpAddr>> {
+    if let Ok(found) = tokio::net::lookup_host((target.host.as_str(), target.port)).await {
+        return Some(found.map(|address| address.ip()).collect());
+    }
+    // The system's resolver does not tell a missing name from a failure of its servers.
+    for kind in [A, AAAA] {
+        match ask_any(&target.host, kind, servers).await {
+            Ok(answer) if answer.addresses.is_empty() => {}
+            Err(AskError::Answer(AnswerError::NoName)) => {}
+            Ok(_) | Err(_) => return None,
+        }
+    }
+    Some(Vec::new())
+}
+
+/// Asks the servers in order, until one knows the name or that it does not exist.
+async fn ask_any(name: &str, kind: u16, servers: &[SocketAddr]) -> Result<DnsAnswer, AskError> {
+    let mut answer = Err(AskError::Io(io::Error::other("resolv.conf names no server")));
     for server in servers {
-        answer = ask(name, server).await;
-        if answer.is_ok() {
+        let asked = timeout(SERVER_MAX, ask(name, kind, *server)).await;
+        answer = asked.unwrap_or(Err(AskError::Late));
+        if matches!(answer, Ok(_) | Err(AskError::Answer(AnswerError::NoName))) {
             break;
         }
     }
-    let SrvAnswer { targets, addresses } = answer?;
-    let mut found = Vec::new();
-    for target in targets {
-        let glue = addresses.iter().filter(|(host, _)| *host == target.host).map(|(_, ip)| *ip);
-        let mut ips: Vec<IpAddr> = glue.collect();
-        if ips.is_empty() {
-            let looked_up = tokio::net::lookup_host((target.host.as_str(), target.port)).await?;
-            ips = looked_up.map(|address| address.ip()).collect();
-        }
-        found.extend(ips.into_iter().map(|ip| (target.clone(), ip)));
-    }
-    Ok(found)
+    answer
 }
 
-async fn ask(name: &str, server: SocketAddr) -> io::Result<SrvAnswer> {
+async fn ask(name: &str, kind: u16, server: SocketAddr) -> Result<DnsAnswer, AskError> {
     let id = fastrand::u16(..);
-    let query = query(id, name).ok_or_else(|| io::Error::other("the name is too long"))?;
+    let query = query(id, name, kind).ok_or(AskError::Name)?;
     let mut stream = TcpStream::connect(server).await?;
     stream.write_all(&query).await?;
     let length = stream.read_u16().await?;
     let mut message = vec![0; usize::from(length)];
     stream.read_exact(&mut message).await?;
-    read_answer(id, &message).map_err(io::Error::other)
+    Ok(read_answer(id, &message)?)
 }
 
 /// The name servers of resolv.conf.
@@ -98,9 +179,9 @@ fn servers_in(text: &str) -> Vec<SocketAddr> {
     text.lines().filter_map(server).take(SERVERS_MAX).collect()
 }
 
-/// Returns a query for the SRV records of a name, with its length before it; `None` if the name cannot be
-/// one.
-fn query(id: u16, name: &str) -> Option<Vec<u8>> {
+/// Returns a query for the records of this type, with its length before it; `None` if the name cannot
+/// be one.
+fn query(id: u16, name: &str, kind: u16) -> Option<Vec<u8>> {
     let mut message = Vec::with_capacity(HEADER + name.len() + 8);
     // One question; recursion is desired.
     for word in [id, 0x0100, 1, 0, 0, 0] {
@@ -112,7 +193,7 @@ fn query(id: u16, name: &str) -> Option<Vec<u8>> {
         message.extend_from_slice(label.as_bytes());
     }
     message.push(0);
-    for word in [SRV, IN] {
+    for word in [kind, IN] {
         message.extend_from_slice(&word.to_be_bytes());
     }
     let mut whole = u16::try_from(message.len()).ok()?.to_be_bytes().to_vec();
@@ -121,31 +202,21 @@ fn query(id: u16, name: &str) -> Option<Vec<u8>> {
 }
 
 /// Reads the answer to the query `id`.
-fn read_answer(id: u16, message: &[u8]) -> Result<SrvAnswer, &'static str> {
+fn read_answer(id: u16, message: &[u8]) -> Result<DnsAnswer, AnswerError> {
     let mut reader = AnswerReader { message, at: 0 };
     let mut header = [0; 6];
     for word in &mut header {
-        *word = reader.word()?;
+        *word = reader.word().map_err(AnswerError::Malformed)?;
     }
-    let [answered, flags, questions, answers, authorities, additional] = header;
+    let [answered, flags, ..] = header;
     if answered != id || flags & 0x8000 == 0 {
-        return Err("the answer is to another question");
+        return Err(AnswerError::Malformed("the answer is to another question"));
     }
     match flags & 0xF {
-        0 => {}
-        3 => return Err("the name does not exist"),
-        _ => return Err("the name server refuses"),
+        0 => reader.records(header).map_err(AnswerError::Malformed),
+        3 => Err(AnswerError::NoName),
+        code => Err(AnswerError::Refused(code)),
     }
-    for _ in 0..questions {
-        reader.name()?;
-        reader.skip(4)?;
-    }
-    let mut answer = SrvAnswer::default();
-    let records = u32::from(answers) + u32::from(authorities) + u32::from(additional);
-    for _ in 0..records {
-        reader.record(&mut answer)?;
-    }
-    Ok(answer)
 }
 
 /// Reads a message from a position.
@@ -198,7 +269,22 @@ impl AnswerReader<'_> {
         Err("a name is too long")
     }
 
-    fn record(&mut self, answer: &mut SrvAnswer) -> Result<(), &'static str> {
+    /// The records of all sections after this header.
+    fn records(&mut self, header: [u16; 6]) -> Result<DnsAnswer, &'static str> {
+        let [_, _, questions, answers, authorities, additional] = header;
+        for _ in 0..questions {
+            self.name()?;
+            self.skip(4)?;
+        }
+        let mut answer = DnsAnswer::default();
+        let records = u32::from(answers) + u32::from(authorities) + u32::from(additional);
+        for _ in 0..records {
+            self.record(&mut answer)?;
+        }
+        Ok(answer)
+    }
+
+    fn record(&mut self, answer: &mut DnsAnswer) -> Result<(), &'static str> {
         let owner = self.name()?;
         let (kind, class) = (self.word()?, self.word()?);
         self.skip(4)?;
@@ -210,8 +296,8 @@ impl AnswerReader<'_> {
                 // Priority and weight: placement balances by load.
                 self.skip(4)?;
                 let (port, host) = (self.word()?, self.name()?);
-                // The root: the service is not offered.
-                if !host.is_empty() {
+                // The root: the service is not offered. Port 0 is none.
+                if !host.is_empty() && port != 0 {
                     answer.targets.insert(ServiceTarget { host, port });
                 }
             }

@@ -7,7 +7,7 @@ const NAME: &str = "_http._tcp.vllm.llm.svc.cluster.local";
 
 /// The answer of a name server: two targets whose names are compressed, one of them with an address.
 fn answer(id: u16) -> Vec<u8> {
-    let question = query(id, NAME).unwrap().split_off(2);
+    let question = query(id, NAME, SRV).unwrap().split_off(2);
     let mut message = question;
     // An answer, no error: two answers, one additional record.
     message[2..12].copy_from_slice(&[0x85, 0x80, 0, 1, 0, 2, 0, 0, 0, 1]);
@@ -52,10 +52,10 @@ fn an_answer_that_is_cut_off_or_loops_is_refused() {
     assert!(read_answer(8, &whole).is_err(), "to another question");
     let mut missing = whole.clone();
     missing[3] |= 3;
-    assert_eq!(read_answer(9, &missing), Err("the name does not exist"));
+    assert_eq!(read_answer(9, &missing), Err(AnswerError::NoName));
     let mut looping = whole;
     looping[HEADER..HEADER + 2].copy_from_slice(&[0xC0, HEADER as u8]);
-    assert_eq!(read_answer(9, &looping), Err("a name is too long"));
+    assert_eq!(read_answer(9, &looping), Err(AnswerError::Malformed("a name is too long")));
 }
 
 #[test]
@@ -73,9 +73,9 @@ fn arbitrary_bytes_are_read_or_refused() {
 
 #[test]
 fn a_name_that_cannot_be_one_is_not_asked_for() {
-    assert!(query(1, &format!("{}.example", "a".repeat(64))).is_none());
-    assert!(query(1, "a..b").is_none());
-    assert_eq!(query(1, "a.b."), query(1, "a.b"));
+    assert!(query(1, &format!("{}.example", "a".repeat(64)), SRV).is_none());
+    assert!(query(1, "a..b", SRV).is_none());
+    assert_eq!(query(1, "a.b.", SRV), query(1, "a.b", SRV));
 }
 
 #[test]
@@ -86,26 +86,58 @@ fn the_name_servers_of_resolv_conf() {
     assert_eq!(servers_in(text), expected);
 }
 
-#[tokio::test]
-async fn a_name_server_is_asked_over_tcp() {
+/// A name server that answers SRV queries with two targets, the first of them with an address, and
+/// queries for the second one's address with this response code.
+async fn name_server(code: u8) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = listener.local_addr().unwrap();
     tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let length = stream.read_u16().await.unwrap();
-        let mut question = vec![0; usize::from(length)];
-        stream.read_exact(&mut question).await.unwrap();
-        let id = u16::from_be_bytes([question[0], question[1]]);
-        assert_eq!(question, query(id, NAME).unwrap().split_off(2));
-        let mut message = answer(id);
-        // One answer: the second host has no address in the message.
-        message[7] = 1;
-        let cut = message.len() - 16 - 22;
-        message.drain(cut..cut + 22);
-        stream.write_u16(message.len() as u16).await.unwrap();
-        stream.write_all(&message).await.unwrap();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let length = stream.read_u16().await.unwrap();
+            let mut question = vec![0; usize::from(length)];
+            stream.read_exact(&mut question).await.unwrap();
+            let id = u16::from_be_bytes([question[0], question[1]]);
+            let message = match question == query(id, NAME, SRV).unwrap().split_off(2) {
+                true => answer(id),
+                false => {
+                    question[2..4].copy_from_slice(&[0x81, 0x80 | code]);
+                    question
+                }
+            };
+            stream.write_u16(message.len() as u16).await.unwrap();
+            stream.write_all(&message).await.unwrap();
+        }
     });
-    let found = resolve(NAME, Some(server)).await.unwrap();
-    let expected = (target("a.vllm.llm.svc.cluster.local", 8000), "10.0.0.7".parse().unwrap());
-    assert_eq!(found, [expected]);
+    server
+}
+
+#[tokio::test]
+async fn a_target_without_an_address_is_dropped_and_one_that_cannot_be_looked_up_is_unknown() {
+    let (a, b) = (
+        target("a.vllm.llm.svc.cluster.local", 8000),
+        target("b.vllm.llm.svc.cluster.local", 8001),
+    );
+    let found = vec![(a, "10.0.0.7".parse().unwrap())];
+    for (code, unknown) in [(0, vec![]), (3, vec![]), (2, vec![b.clone()]), (5, vec![b])] {
+        let all = resolve(NAME, Some(name_server(code).await)).await.unwrap();
+        assert_eq!(all, ServiceTargets { found: found.clone(), unknown }, "response code {code}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_fails_is_followed_by_the_next() {
+    let servers = [name_server(2).await, name_server(3).await];
+    let asked = ask_any("other.example", A, &servers).await;
+    assert!(matches!(asked, Err(AskError::Answer(AnswerError::NoName))), "{asked:?}");
+}
+
+#[test]
+fn a_record_with_port_0_is_no_target() {
+    let mut message = answer(9);
+    for port in [8000_u16, 8001] {
+        let at = message.windows(2).position(|bytes| bytes == port.to_be_bytes()).unwrap();
+        message[at..at + 2].fill(0);
+    }
+    assert_eq!(read_answer(9, &message).unwrap().targets, BTreeSet::new());
 }

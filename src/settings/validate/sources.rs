@@ -113,13 +113,17 @@ mod tests {
         let one = "[[backends]]\nname = \"a\"\nurl = \"https://a:1\"\nengine = \"vllm\"\n\
                    connector = \"nixl\"\nkv_role = \"kv_producer\"\n";
         assert_eq!(of(one).unwrap().len(), 1, "decoders and authorities are elsewhere");
-        assert_eq!(of("# none at present\n").unwrap().len(), 0);
+        assert_eq!(of("# none at present\nbackends = []\n").unwrap().len(), 0);
         for (wrong, problem) in [
             (format!("[server]\nthreads = 1\n{one}"), "server: belongs in the settings file"),
             (format!("{one}{one}"), "backends[1].name: is the same as"),
             (format!("{one}[backends.dns]\nname = \"n\"\n"), "backends[0]: describes"),
             ("[[backends]]\nname = 1".to_owned(), "backends[0].name"),
             ("[[backends".to_owned(), "not TOML"),
+            // A writer has truncated the file, and writes its backends next.
+            (String::new(), "has no [[backends]]"),
+            ("# engines\n\n".to_owned(), "has no [[backends]]"),
+            ("backends = []\nserver = {}\n".to_owned(), "server: belongs in the settings file"),
         ] {
             let found = of(&wrong).unwrap_err();
             assert!(found.contains(problem), "{wrong}: {found}");
