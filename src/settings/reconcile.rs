@@ -112,6 +112,17 @@ impl Reconciler {
         }
     }
 
+    /// Replaces backends in force by the same ones, because of what their settings refer to.
+    pub fn replace(&mut self, names: &[String]) -> Vec<BackendChange> {
+        let same = |name: &String| self.in_force.get(name).cloned();
+        let again: Vec<BackendSettings> = names.iter().filter_map(same).collect();
+        for backend in &again {
+            // A version that has just joined is the one before it too.
+            self.replaced.entry(backend.name.clone()).or_insert_with(|| backend.clone());
+        }
+        again.into_iter().map(|backend| BackendChange::Replace(Box::new(backend))).collect()
+    }
+
     /// Returns the changes that failed and are still desired.
     pub fn again(&mut self) -> Vec<BackendChange> {
         if self.has_failed { self.changes() } else { Vec::new() }

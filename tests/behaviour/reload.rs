@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::Stdio;
 
 use crate::client::{Answer, get, post, send, until};
+use crate::discovery::FAST;
+use crate::field::RawEngine;
 use crate::fleet::Emulated;
 use crate::load::{KEY, Load, bearer};
 use crate::process;
@@ -283,14 +285,36 @@ async fn a_file_that_was_missing_is_read_when_it_appears() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_changed_key_file_of_an_unchanged_backend_is_applied() {
+    let json = "HTTP/1.1 200 X\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+    let engine = RawEngine::start(json).await;
+    let directory = tempfile::tempdir().unwrap();
+    let (file, key) = (directory.path().join("tidegate.toml"), directory.path().join("key"));
+    std::fs::write(&key, "first-key").unwrap();
+    let more = format!("engine = \"plain\"\napi_key_file = \"{}\"", key.display());
+    let entry = Engine { more: more.leak(), ..engine.engine("a") };
+    let _proxy = Proxy::from_file(&file, &format!("{FAST}\n"), &[entry]).await;
+    // Probes carry it too.
+    let is_sent = |key: &str| {
+        let expected = format!("Bearer {key}");
+        engine.received().iter().any(|request| request.header("authorization") == [&*expected])
+    };
+    until("the first key is sent", || is_sent("first-key")).await;
+    std::fs::write(&key, "second-key").unwrap();
+    until("the second key is sent", || is_sent("second-key")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn settings_over_http_read_no_file_outside_the_configuration_directory() {
     let fleet = Emulated::start(2).await;
     let engines = [vllm("e0", fleet.url(0), FREE)];
     let directory = tempfile::tempdir().unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
-    let file = directory.path().join("tidegate.toml");
+    let directory = directory.path().join("tidegate");
+    std::fs::create_dir(&directory).unwrap();
+    let file = directory.join("tidegate.toml");
     let proxy = Proxy::from_file(&file, "", &engines).await;
-    let (own, foreign) = (directory.path().join("key"), elsewhere.path().join("key"));
+    let (own, foreign) = (directory.join("key"), elsewhere.path().join("key"));
     std::fs::write(&own, KEY).unwrap();
     std::fs::write(&foreign, KEY).unwrap();
     let check = async |path: &Path| {

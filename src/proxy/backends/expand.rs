@@ -56,8 +56,19 @@ fn one(
 ) -> BackendSettings {
     let free = |n: &usize| !names.contains(&format!("{}-{n}", backend.name));
     let number = (1..).find(free).unwrap_or(1);
+    let made = made(backend, address, ip, number);
+    names.insert(made.name.clone());
+    made
+}
+
+/// The backend of one address with this number.
+fn made(
+    backend: &BackendSettings,
+    address: &Address,
+    ip: IpAddr,
+    number: usize,
+) -> BackendSettings {
     let name = format!("{}-{number}", backend.name);
-    names.insert(name.clone());
     let host = match ip {
         IpAddr::V4(ip) => ip.to_string(),
         IpAddr::V6(ip) => format!("[{ip}]"),
@@ -78,6 +89,14 @@ fn one(
         kv_replay: backend.kv_replay.as_ref().map(there),
         ..backend.clone()
     }
+}
+
+/// Returns whether `one` is an address of `entry`, which has `expand`: all other keys are equal.
+pub fn is_made_of(one: &BackendSettings, entry: &BackendSettings) -> bool {
+    let number = one.name.strip_prefix(&entry.name).and_then(|rest| rest.strip_prefix('-'));
+    let Some(number) = number.and_then(|number| number.parse().ok()) else { return false };
+    let (Ok(address), Some(ip)) = (Address::parse(&entry.url), one.ip) else { return false };
+    made(entry, &address, ip, number) == *one
 }
 
 #[cfg(test)]
@@ -113,6 +132,17 @@ mod tests {
             ]
         );
         assert_eq!(all[0].kv_events.as_deref(), Some("tcp://10.0.0.2:5557"));
+        let entry = BackendSettings {
+            name: "e".into(),
+            url: "http://engines:8000/a".into(),
+            expand: true,
+            kv_events: Some("tcp://engines:5557".into()),
+            ..BackendSettings::default()
+        };
+        let made: Vec<bool> = all.iter().map(|one| is_made_of(one, &entry)).collect();
+        assert_eq!(made, [true, true, true, false]);
+        let changed = BackendSettings { streams_max: 1, ..entry };
+        assert!(!is_made_of(&all[0], &changed));
         let tls = expanded("https://engines", &["10.0.0.9"]);
         assert_eq!((tls[0].url.as_str(), tls[0].ip), ("https://engines", "10.0.0.9".parse().ok()));
     }

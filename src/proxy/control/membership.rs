@@ -139,7 +139,10 @@ impl Control {
         let now = self.proxy.clock.now();
         let done = match desired {
             Desired::All(all) => {
-                let (changes, bad) = self.membership.reconciler.set(source, all);
+                let (mut changes, bad) = self.membership.reconciler.set(source, all);
+                if source == SourceId::File {
+                    changes.extend(self.rekeyed());
+                }
                 let done = self.apply_changes(changes, now + DRAIN_MAX);
                 let bad = bad.into_iter().map(|bad| (bad.name, bad.problem));
                 let lines = lines(bad.chain(done.1).collect());
@@ -178,6 +181,23 @@ impl Control {
             // The receiver is dropped if the operator closed the connection.
             reply.send(done).ok();
         }
+    }
+
+    /// Replaces the backends of all sources whose key files hold another key than the one in use. A
+    /// file that cannot be read changes nothing.
+    fn rekeyed(&mut self) -> Vec<BackendChange> {
+        let has_other_key = |settings: &&BackendSettings| {
+            let named = settings.api_key_file.is_some() || settings.disagg_key_file.is_some();
+            let Some(old) = self.proxy.fleet.named(&settings.name).filter(|_| named) else {
+                return false;
+            };
+            let new = (self.membership.make)(settings, old.id, old.group);
+            new.is_ok_and(|new| !new.has_keys_of(&old))
+        };
+        let in_force = self.membership.reconciler.in_force().values();
+        let names: Vec<String> =
+            in_force.filter(has_other_key).map(|settings| settings.name.clone()).collect();
+        self.membership.reconciler.replace(&names)
     }
 
     /// Retries the changes that failed: a slot or an address was in use, or a key file was missing.

@@ -14,7 +14,7 @@ use crate::dispatch::context::Proxy;
 use crate::dispatch::settings_in_force::{LastReload, Secrets, Trigger};
 use crate::process::file_references;
 use crate::process::files::{self, Files};
-use crate::runtime::file_stamp::{Stamp, stamp};
+use crate::runtime::file_stamp::{Change, Settling, Stamp, stamp};
 use crate::telemetry::log;
 
 /// The settings file.
@@ -23,10 +23,8 @@ pub struct ConfigFile {
     path: PathBuf,
     /// Files that the settings read last name, whether those came into force or had errors.
     named: Vec<PathBuf>,
-    /// File versions at the last read and at the previous check. A changed file is read once two
-    /// checks have seen the same version, so that a file being written is not read.
-    read: Vec<Stamp>,
-    seen: Vec<Stamp>,
+    /// Versions of the settings file and of the named files.
+    versions: Settling<Vec<Stamp>>,
     revisions: mpsc::Sender<Revision>,
     updates: mpsc::Sender<FleetUpdate>,
 }
@@ -54,18 +52,19 @@ impl ConfigFile {
         // A change after the start of the process, which takes seconds, is found by the first
         // check.
         let read = if is_in_force(&path, &settings.values) { stamps } else { Vec::new() };
+        let versions = Settling::at(read);
         let proxy = Arc::clone(proxy);
-        Some(ConfigFile { proxy, path, named, seen: read.clone(), read, revisions, updates })
+        Some(ConfigFile { proxy, path, named, versions, revisions, updates })
     }
 
-    /// Reads the file if `forced`, or if a changed file has kept its version since the previous
-    /// check. If there are errors, all are reported and the settings in force stay.
+    /// Reads the file if `forced`, or if it or a named file has changed and is due. If there are
+    /// errors, all are reported and the settings in force stay.
     pub async fn check(&mut self, forced: bool) {
         let now = stamps(&self.path, &self.named);
-        let is_stable =
-            now.first().is_some_and(Option::is_some) && now == self.seen && now != self.read;
-        self.seen.clone_from(&now);
-        if !forced && !is_stable {
+        let is_readable = now.first().is_some_and(Option::is_some);
+        let change = self.versions.check(now.clone());
+        let is_due = is_readable && matches!(change, Change::Settled | Change::Overdue);
+        if !forced && !is_due {
             return;
         }
         let path = self.path.clone();
@@ -76,8 +75,7 @@ impl ConfigFile {
             Err(error) => (self.named.clone(), now, Err(vec![error.to_string()])),
         };
         self.named = named;
-        self.seen.clone_from(&versions);
-        self.read = versions;
+        self.versions = Settling::at(versions);
         match read {
             Ok(verified) => self.put_in_force(verified, trigger).await,
             Err(errors) => {
@@ -141,21 +139,19 @@ fn stamps(path: &Path, named: &[PathBuf]) -> Vec<Stamp> {
     std::iter::once(stamp(path)).chain(named.iter().map(|path| stamp(path))).collect()
 }
 
-/// Files whose change is a change of the settings.
+/// Files whose change is a change of the settings. Key files of sources count for all backends that
+/// they find.
 fn named(settings: &Settings) -> Vec<PathBuf> {
-    let all = file_references::reloadable(settings);
+    let mut all = file_references::reloadable(settings);
+    all.extend(file_references::of_backends(&settings.backends));
+    all.extend(file_references::of_backends(&settings.sources));
     all.into_iter().map(|one| one.path.to_owned()).collect()
 }
 
 /// Files that decide whether the settings can be used.
 fn needed(settings: &Settings) -> Vec<PathBuf> {
-    let keys = file_references::of_backends(&settings.backends);
     let fixed = file_references::fixed(settings).into_iter().map(Path::to_owned);
-    named(settings)
-        .into_iter()
-        .chain(keys.into_iter().map(|one| one.path.to_owned()))
-        .chain(fixed)
-        .collect()
+    named(settings).into_iter().chain(fixed).collect()
 }
 
 /// The files that were read, their versions before that, and the settings or all errors.
@@ -177,6 +173,8 @@ fn read(path: &Path) -> Read {
         std::iter::once(version).chain(files.iter().map(|path| stamp(path))).collect::<Vec<_>>()
     };
     let (for_named, for_needed) = (versions(&named), versions(&needed));
+    let mut settings = settings;
+    expand::expand(&mut settings);
     match verify(settings) {
         Ok(verified) => (named, for_named, Ok(verified)),
         Err(errors) => (needed, for_needed, Err(errors)),
@@ -195,8 +193,7 @@ pub fn parse(text: &str) -> Result<Settings, Vec<String>> {
 ///
 /// # Errors
 /// All files that cannot be used.
-pub fn verify(mut settings: Settings) -> Result<Verified, Vec<String>> {
-    expand::expand(&mut settings);
+pub fn verify(settings: Settings) -> Result<Verified, Vec<String>> {
     let loaded = files::load(&settings);
     let Files { secrets, models, .. } = loaded
         .map_err(|errors| errors.0.iter().map(ToString::to_string).collect::<Vec<String>>())?;

@@ -65,11 +65,11 @@ pub struct Permitted<'a> {
 
 impl<'a> Permitted<'a> {
     /// Files that the settings in force name in the same setting, and files in the directory of
-    /// their configuration file or below it.
+    /// their configuration file or below it, if that directory is tidegate's own.
     pub fn by(in_force: &'a Settings) -> Permitted<'a> {
         let file = in_force.file.as_deref().and_then(|file| absolute(file).ok());
         let directory = file.and_then(|file| file.parent().map(Path::to_owned));
-        let directory = directory.filter(|directory| directory.parent().is_some());
+        let directory = directory.filter(|directory| is_own(directory));
         let mut all = reloadable(in_force);
         all.extend(of_backends(&in_force.backends));
         Permitted { in_force: all, directory }
@@ -104,12 +104,22 @@ impl<'a> Permitted<'a> {
 impl FileReference<'_> {
     fn refusal(&self) -> String {
         format!(
-            "{}: {} is neither named by this setting in force nor in the configuration file's \
-             directory: over HTTP it is not read (run tidegate check on the host)",
+            "{}: {} is neither named by this setting in force nor in the configuration file's own \
+             directory, such as /etc/tidegate: over HTTP it is not read (run tidegate check on the host)",
             self.setting,
             self.path.display()
         )
     }
+}
+
+/// Whether a part of the path is named after this program. A configuration file in `/etc` or a home
+/// directory is beside files of others.
+fn is_own(directory: &Path) -> bool {
+    let is_named = |part: Component<'_>| match part {
+        Component::Normal(name) => name.as_encoded_bytes().starts_with(b"tidegate"),
+        _ => false,
+    };
+    directory.components().any(is_named)
 }
 
 /// The setting without list indexes and what precedes the last part.
@@ -159,9 +169,14 @@ mod tests {
             let expected = format!("auth.keys[0].key_file: {wrong}");
             assert_eq!(refused(&in_force, &settings(&key(wrong), None)), [expected]);
         }
-        for file in [None, Some("/tidegate.toml")] {
+        // Beside files of others.
+        for file in
+            [None, Some("/tidegate.toml"), Some("/etc/tidegate.toml"), Some("/etc/a/b.toml")]
+        {
             let in_force = settings("", file);
-            assert_eq!(refused(&in_force, &settings(&key("/etc/passwd"), None)).len(), 1);
+            for wrong in ["/etc/passwd", "/etc/a/key"] {
+                assert_eq!(refused(&in_force, &settings(&key(wrong), None)).len(), 1, "{file:?}");
+            }
         }
     }
 

@@ -95,6 +95,11 @@ pub struct EngineReport {
 }
 
 impl Backend {
+    /// Whether both send the same keys to the engine.
+    pub fn has_keys_of(&self, other: &Backend) -> bool {
+        self.key == other.key && self.pool.address().key == other.pool.address().key
+    }
+
     /// A backend without in-flight work.
     #[allow(clippy::too_many_arguments, reason = "one value a configured fact, called once")]
     pub fn new(

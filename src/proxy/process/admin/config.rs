@@ -5,10 +5,11 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
-use tidegate_settings::Settings;
 use tidegate_settings::reload::reload;
+use tidegate_settings::{BackendSettings, Settings};
 
 use super::{AdminApp, Answer, body_of, json, problem};
+use crate::backends::expand;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::settings_in_force::{LastReload, Trigger};
 use crate::process::config_file;
@@ -60,7 +61,7 @@ pub(super) fn config(proxy: &Proxy) -> Answer {
 impl AdminApp {
     /// `POST /v1/config/check`: all errors of a settings file in the body, and what a reload of it
     /// would change. Files that it names are read if [`Permitted`], except those of settings that
-    /// need a restart. One check runs at a time.
+    /// need a restart; host names of `expand` are not resolved. One check runs at a time.
     pub(super) async fn check_config(&self, request: Request<Incoming>) -> Answer {
         let body = match body_of(request, TEXT_MAX).await {
             Ok(body) => body,
@@ -73,7 +74,7 @@ impl AdminApp {
             return problem(StatusCode::CONFLICT, "another check is running".to_owned());
         };
         let in_force = self.proxy.settings.load_full();
-        // On a blocking thread: tokenizers are read and host names are resolved.
+        // On a blocking thread: tokenizers are read.
         let checking = tokio::task::spawn_blocking(move || {
             let _one = one;
             check(&in_force.values, &text)
@@ -102,9 +103,25 @@ fn check(in_force: &Settings, text: &str) -> CheckView {
         Ok(verified) => verified,
         Err(errors) => return failed(errors),
     };
-    // Includes the backends made by `expand`, as the settings in force do.
-    let wanted = Settings { backends: verified.settings.backends, ..wanted };
-    let reloaded = reload(in_force, wanted);
+    let backends = as_expanded(verified.settings.backends, &in_force.backends);
+    let reloaded = reload(in_force, Settings { backends, ..wanted });
     let (changes, needs_restart) = (reloaded.changed, reloaded.needs_restart);
     CheckView { ok: true, errors: Vec::new(), changes, needs_restart }
+}
+
+/// Replaces each entry with `expand` by the backends in force that were made of it. A request must not
+/// make this machine ask a name server, so that the addresses in force count as those of the name.
+fn as_expanded(wanted: Vec<BackendSettings>, in_force: &[BackendSettings]) -> Vec<BackendSettings> {
+    let mut all = Vec::with_capacity(wanted.len());
+    for backend in wanted {
+        let made: Vec<&BackendSettings> = in_force
+            .iter()
+            .filter(|one| backend.expand && expand::is_made_of(one, &backend))
+            .collect();
+        match made.is_empty() {
+            true => all.push(backend),
+            false => all.extend(made.into_iter().cloned()),
+        }
+    }
+    all
 }
