@@ -7,7 +7,7 @@ use tidegate_settings::BackendSettings;
 use tidegate_types::Role;
 
 use crate::ask::engine_url;
-use crate::operate::{Admin, OperateError};
+use crate::operate::{Admin, OperateError, read, segment};
 
 /// List, add and remove backends of a running proxy.
 #[derive(clap::Args)]
@@ -123,7 +123,7 @@ pub fn run(args: &Args) -> Result<(), OperateError> {
         }
         Action::Remove(args) => {
             let query = if args.now { "?now=true" } else { "" };
-            let path = format!("/v1/backends/{}{query}", args.name);
+            let path = format!("/v1/backends/{}{query}", segment(&args.name)?);
             let answer = args.admin.ask("DELETE", &path, "")?;
             let name = &args.name;
             say(&match read::<ChangeAnswer>(&answer)? {
@@ -171,10 +171,6 @@ fn typed(key: &str, value: &str) -> Value {
 fn accepts_text(key: &str, text: &str) -> bool {
     let entry = Map::from_iter([(key.to_owned(), text.into())]);
     serde_json::from_value::<BackendSettings>(Value::Object(entry)).is_ok()
-}
-
-fn read<'a, T: Deserialize<'a>>(body: &'a str) -> Result<T, OperateError> {
-    serde_json::from_str(body).map_err(|error| OperateError::Unreadable(error.to_string()))
 }
 
 fn table(all: &BackendList) -> String {

@@ -106,6 +106,8 @@ impl DoctorReport {
         advice: Option<&str>,
     ) {
         let (subject, advice) = (subject.to_owned(), advice.map(str::to_owned));
+        // It may be an engine's own words.
+        let detail = crate::operate::without_controls(&detail);
         self.findings.push(Finding { level, subject, check, detail, advice });
     }
 

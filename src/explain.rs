@@ -4,7 +4,7 @@ use serde::Deserialize;
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use crate::operate::{Admin, OperateError};
+use crate::operate::{Admin, OperateError, read};
 use crate::terminal::{ABSENT, Paint, Style, time_text};
 
 /// Show one request: its phases as a waterfall, its predicted and observed times, and the candidates of
@@ -102,13 +102,10 @@ pub fn run(args: &Args) -> Result<(), OperateError> {
         None => format!("/v1/requests?ended={LISTED}"),
     };
     let body = args.admin.ask("GET", &path, "")?;
-    let unreadable = |error: serde_json::Error| OperateError::Unreadable(error.to_string());
     let text = match (args.json, &args.request_id) {
         (true, _) => body + "\n",
-        (false, Some(_)) => waterfall(&serde_json::from_str(&body).map_err(unreadable)?),
-        (false, None) => {
-            list(&serde_json::from_str::<Vec<ExplainedRequest>>(&body).map_err(unreadable)?)
-        }
+        (false, Some(_)) => waterfall(&read(&body)?),
+        (false, None) => list(&read::<Vec<ExplainedRequest>>(&body)?),
     };
     // A closed stdout (EPIPE) is ignored.
     write!(std::io::stdout(), "{text}").ok();

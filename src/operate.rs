@@ -1,8 +1,9 @@
 //! `tidegate status | flip | pin | unpin`: clients of a running proxy's admin API.
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,8 @@ use tokio_rustls::rustls::{ClientConnection, StreamOwned};
 
 /// Request timeout; the admin API answers within milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest answer that is read, in bytes: several times that of a fleet of 4,096 backends.
+const ANSWER_MAX: u64 = 64 << 20;
 /// Environment variable read for the token if --token-file is absent.
 const TOKEN: &str = "TIDEGATE_ADMIN_TOKEN";
 
@@ -236,8 +239,7 @@ struct Changed {
 }
 
 fn table(body: &str) -> Result<String, OperateError> {
-    let fleet: FleetStatus =
-        serde_json::from_str(body).map_err(|error| OperateError::Unreadable(error.to_string()))?;
+    let fleet: FleetStatus = read(body)?;
     let ready = if fleet.ready { "ready" } else { "not ready" };
     let mut text = format!(
         "plan {}, {} live requests, {} waiting, {ready}\n{:<20} {:<9} {:<10} {:<8} {:>10} {:>5} {:>8} {:>10}  url",
@@ -290,18 +292,20 @@ impl Admin {
         backend: &str,
         body: &serde_json::Value,
     ) -> Result<(Changed, String), OperateError> {
-        let path = format!("/v1/backends/{backend}/role");
+        let path = format!("/v1/backends/{}/role", segment(backend)?);
         let answer = self.ask("POST", &path, &body.to_string())?;
-        let changed = serde_json::from_str(&answer);
-        let changed = changed.map_err(|error| OperateError::Unreadable(error.to_string()))?;
-        Ok((changed, answer))
+        Ok((read(&answer)?, answer))
     }
 
     /// One HTTP/1.0 exchange of the admin API: the server closes the connection, so EOF ends the response.
     pub(crate) fn ask(&self, method: &str, path: &str, body: &str) -> Result<String, OperateError> {
         let (address, tls) = match self.admin.split_once("://") {
             Some(("https", address)) => (address.trim_end_matches('/'), true),
-            Some((_, address)) => (address.trim_end_matches('/'), false),
+            Some(("http", address)) => (address.trim_end_matches('/'), false),
+            Some(_) => {
+                let problem = format!("{:?} is neither http nor https", self.admin);
+                return Err(OperateError::Refused(problem));
+            }
             None => (self.admin.as_str(), self.ca_file.is_some()),
         };
         let key = match self.token()? {
@@ -315,14 +319,16 @@ impl Admin {
         );
         let unreachable =
             |source| OperateError::Unreachable { address: self.admin.clone(), source };
-        let stream = TcpStream::connect(address).map_err(unreachable)?;
+        let stream = connect(address).map_err(unreachable)?;
         stream.set_read_timeout(Some(TIMEOUT)).map_err(unreachable)?;
         let answer = match tls {
             true => exchange(self.over_tls(address, stream)?, &request),
             false => exchange(stream, &request),
         };
         let answer = answer.map_err(unreachable)?;
-        let unreadable = || OperateError::Unreadable(answer.chars().take(80).collect());
+        let unreadable = || {
+            OperateError::Unreadable(without_controls(&answer.chars().take(80).collect::<String>()))
+        };
         let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(unreadable)?;
         let status = head.split(' ').nth(1).ok_or_else(unreadable)?;
         match status {
@@ -361,11 +367,61 @@ impl Admin {
     }
 }
 
+/// Connects to the first address of the name that accepts in time.
+fn connect(address: &str) -> std::io::Result<TcpStream> {
+    let mut last = std::io::Error::other("the name has no address");
+    for address in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, TIMEOUT) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Returns the name of a backend as part of a path.
+///
+/// # Errors
+/// No backend can have it.
+pub(crate) fn segment(name: &str) -> Result<&str, OperateError> {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    match !name.is_empty() && name.bytes().all(letter) {
+        true => Ok(name),
+        false => Err(OperateError::Refused(format!("no backend is named {name:?}"))),
+    }
+}
+
+/// Parses an answer. Control characters in its texts, which may be an engine's own words, are replaced:
+/// a terminal would obey them.
+///
+/// # Errors
+/// [`OperateError::Unreadable`]
+pub(crate) fn read<T: DeserializeOwned>(body: &str) -> Result<T, OperateError> {
+    let unreadable = |error: serde_json::Error| OperateError::Unreadable(error.to_string());
+    let mut value = serde_json::from_str(body).map_err(unreadable)?;
+    replace_controls(&mut value);
+    serde_json::from_value(value).map_err(unreadable)
+}
+
+fn replace_controls(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::String(text) => *text = without_controls(text),
+        serde_json::Value::Array(values) => values.iter_mut().for_each(replace_controls),
+        serde_json::Value::Object(members) => members.values_mut().for_each(replace_controls),
+        _ => {}
+    }
+}
+
+/// Returns a text that a terminal shows and does not obey.
+pub(crate) fn without_controls(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
+}
+
 fn exchange(mut stream: impl Read + Write, request: &str) -> std::io::Result<String> {
     stream.write_all(request.as_bytes())?;
     stream.flush()?;
     let mut answer = String::new();
-    match stream.read_to_string(&mut answer) {
+    match stream.take(ANSWER_MAX).read_to_string(&mut answer) {
         // The server closes without a TLS close_notify, which rustls reports as an unexpected EOF.
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(answer),
         Err(error) => Err(error),
@@ -376,5 +432,34 @@ fn exchange(mut stream: impl Read + Write, request: &str) -> std::io::Result<Str
 fn reason(body: &str) -> String {
     let parsed: Option<serde_json::Value> = serde_json::from_str(body).ok();
     let error = parsed.as_ref().and_then(|body| body.get("error")?.as_str());
-    error.unwrap_or(body).to_owned()
+    // Several errors are one a line.
+    let lines: Vec<String> = error.unwrap_or(body).lines().map(without_controls).collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_is_sent_no_control_characters_of_an_engine() {
+        let words: Vec<String> = read(r#"["up\u001b[2J", "a\nb"]"#).unwrap();
+        assert_eq!(words, ["up\u{fffd}[2J", "a\u{fffd}b"]);
+        assert_eq!(reason("{\"error\":\"a\\u001b[2J\\nb\"}"), "a\u{fffd}[2J\nb");
+    }
+
+    #[test]
+    fn a_name_is_one_part_of_a_path() {
+        assert_eq!(segment("pod-1.a_b").unwrap(), "pod-1.a_b");
+        for wrong in ["", "a/b", "a?now=true", "a b", "a\r\nx: y", "a#", "a%2f"] {
+            assert!(segment(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_admin_address_is_http_or_https() {
+        let admin = Admin { admin: "ftp://h:1".into(), token_file: None, ca_file: None };
+        let error = admin.ask("GET", "/v1/fleet", "").unwrap_err().to_string();
+        assert_eq!(error, "\"ftp://h:1\" is neither http nor https");
+    }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tidegate_types::Role;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::operate::{Admin, BackendStatus, FleetStatus, OperateError};
+use crate::operate::{Admin, BackendStatus, FleetStatus, OperateError, read};
 use crate::screen::canvas::Canvas;
 use crate::screen::{ChartSeries, EngineRow, Screen};
 use crate::terminal::{has_colours, time_text};
@@ -198,9 +198,9 @@ impl FleetReading {
 
     /// Puts the answers on the screen.
     fn put(&self, address: &str, screen: &mut Screen) -> Result<(), OperateError> {
-        let fleet: FleetStatus = serde_json::from_str(&self.fleet).map_err(unreadable)?;
-        let targets: TargetsAnswer = serde_json::from_str(&self.targets).map_err(unreadable)?;
-        let flips: Vec<FlipEntry> = serde_json::from_str(&self.flips).map_err(unreadable)?;
+        let fleet: FleetStatus = read(&self.fleet)?;
+        let targets: TargetsAnswer = read(&self.targets)?;
+        let flips: Vec<FlipEntry> = read(&self.flips)?;
         let ready = if fleet.ready { "ready" } else { "NOT READY" };
         screen.title = format!(
             "tidegate top  {address}  plan {}, {ready}, {} in flight",

@@ -83,7 +83,7 @@ impl ConfigDraft {
             write!(text, "\n[upstream]\nca_file = {path}\n").ok();
         }
         for note in &self.notes {
-            write!(text, "\n# {note}").ok();
+            write!(text, "\n{}", comment(note)).ok();
         }
         if !self.notes.is_empty() {
             text += "\n#[[models]]\n#name = \"…\"\n#tokenizer = \"/models/…/tokenizer.json\"\n";
@@ -103,8 +103,8 @@ impl ConfigDraft {
 impl DraftBackend {
     fn to_toml(&self) -> String {
         let mut text = String::from("\n");
-        for comment in &self.comments {
-            writeln!(text, "# {comment}").ok();
+        for words in &self.comments {
+            writeln!(text, "{}", comment(words)).ok();
         }
         let (name, url) = (quoted(&self.name), quoted(&self.url));
         write!(text, "[[backends]]\nname = {name}\nurl = {url}\nengine = \"{}\"\n", self.engine)
@@ -126,6 +126,12 @@ impl DraftBackend {
     }
 }
 
+/// A comment of one line. It may be an engine's own words, such as a version with a line end, which
+/// would become settings.
+fn comment(words: &str) -> String {
+    format!("# {}", words.replace(char::is_control, " "))
+}
+
 /// A TOML string.
 fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
@@ -135,6 +141,22 @@ fn quoted(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::Settings;
+
+    #[test]
+    fn the_words_of_an_engine_stay_in_a_comment() {
+        let backend = DraftBackend {
+            name: "engine-0".to_owned(),
+            url: "http://127.0.0.1:8000".to_owned(),
+            engine: "vllm",
+            comments: vec!["vLLM 1\n[admin]\nlisten = \"0.0.0.0:1\"\r\u{1b}[2J".to_owned()],
+            ..DraftBackend::default()
+        };
+        let notes = vec!["a\n[planner]\nenabled = false".to_owned()];
+        let draft = ConfigDraft { notes, backends: vec![backend], ..ConfigDraft::default() };
+        let settings = Settings::parse(&draft.to_toml()).unwrap();
+        let expected = Settings::default();
+        assert_eq!((settings.admin, settings.planner), (expected.admin, expected.planner));
+    }
 
     #[test]
     fn a_written_draft_parses() {

@@ -93,13 +93,27 @@ impl Reconciler {
         self.changes()
     }
 
-    /// Removes a name from the source `Admin` and hides those of other sources, until it is put again.
+    /// Removes a name from the source `Admin`, and hides it if another source lists it, until it is put
+    /// again. Other names are not kept: those of pods are not used twice.
     pub fn remove(&mut self, name: &str) -> Vec<BackendChange> {
         if let Some(own) = self.sources.get_mut(&SourceId::Admin) {
             own.remove(name);
         }
+        if self.sources.values().any(|own| own.contains_key(name)) {
+            self.hidden.insert(name.to_owned());
+        }
+        self.changes()
+    }
+
+    /// Hides a name that an operator removed before the start: its source may not have answered yet.
+    pub fn hide(&mut self, name: &str) -> Vec<BackendChange> {
         self.hidden.insert(name.to_owned());
         self.changes()
+    }
+
+    /// Returns whether an operator removed a name that another source lists.
+    pub fn is_hidden(&self, name: &str) -> bool {
+        self.hidden.contains(name)
     }
 
     /// Notes that the last change of this backend could not be made: its previous version is in

@@ -83,9 +83,15 @@ fn a_removed_name_stays_hidden_until_it_is_put_again() {
     all.set(SourceId::File, vec![Ok(backend("a", 1))]);
     assert_eq!(all.remove("a"), [BackendChange::Leave("a".to_owned())]);
     assert!(all.set(SourceId::File, vec![Ok(backend("a", 2))]).0.is_empty());
+    assert!(all.is_hidden("a"));
     let own = backend("a", 3);
     assert_eq!(all.put(SourceId::Admin, own.clone()), [BackendChange::Join(Box::new(own))]);
     assert_eq!(all.remove("unknown"), []);
+    assert!(!all.is_hidden("a") && !all.is_hidden("unknown"));
+    // A name of the admin address alone leaves nothing behind.
+    all.put(SourceId::Admin, backend("own", 1));
+    assert_eq!(all.remove("own"), [BackendChange::Leave("own".to_owned())]);
+    assert!(!all.is_hidden("own"));
 }
 
 proptest! {

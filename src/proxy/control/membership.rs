@@ -168,7 +168,8 @@ impl Control {
                 None => Err(format!("no backend is named {name:?}")),
                 Some(_) => {
                     let changes = self.membership.reconciler.remove(&name);
-                    self.membership.operator_backends.remove(&name);
+                    let is_hidden = self.membership.reconciler.is_hidden(&name);
+                    self.membership.operator_backends.remove(&name, is_hidden);
                     let until = if at_once { now } else { now + DRAIN_MAX };
                     Ok(self.apply_changes(changes, until).0)
                 }

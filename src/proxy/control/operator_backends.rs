@@ -72,10 +72,12 @@ impl OperatorBackends {
         self.write();
     }
 
-    /// Records a removed backend.
-    pub fn remove(&mut self, name: &str) {
+    /// Records a removed backend; `is_listed`: by another source.
+    pub fn remove(&mut self, name: &str, is_listed: bool) {
         self.entries.added.remove(name);
-        self.entries.removed.insert(name.to_owned());
+        if is_listed {
+            self.entries.removed.insert(name.to_owned());
+        }
         self.write();
     }
 

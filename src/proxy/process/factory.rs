@@ -182,7 +182,7 @@ pub(super) fn desired(
     reconciler.set(SourceId::File, settings.backends.iter().cloned().map(Ok).collect());
     reconciler.set(SourceId::Admin, operator_backends.added().into_iter().map(Ok).collect());
     for name in operator_backends.removed() {
-        reconciler.remove(name);
+        reconciler.hide(name);
     }
     let mut left = reconciler.in_force().clone();
     let in_order = settings.backends.iter().filter_map(|backend| left.remove(&backend.name));
