@@ -141,7 +141,8 @@ impl Control {
             Desired::All(all) => {
                 let (mut changes, bad) = self.membership.reconciler.set(source, all);
                 if source == SourceId::File {
-                    changes.extend(self.rekeyed());
+                    let rekeyed = self.rekeyed(&changes);
+                    changes.extend(rekeyed);
                 }
                 let done = self.apply_changes(changes, now + DRAIN_MAX);
                 let bad = bad.into_iter().map(|bad| (bad.name, bad.problem));
@@ -185,10 +186,17 @@ impl Control {
     }
 
     /// Replaces the backends of all sources whose key files hold another key than the one in use. A
-    /// file that cannot be read changes nothing.
-    fn rekeyed(&mut self) -> Vec<BackendChange> {
+    /// file that cannot be read changes nothing. `changes`: others that are made anyway.
+    fn rekeyed(&mut self, changes: &[BackendChange]) -> Vec<BackendChange> {
+        let is_changed = |name: &str| {
+            changes.iter().any(|change| match change {
+                BackendChange::Join(one) | BackendChange::Replace(one) => one.name == name,
+                BackendChange::Leave(_) => false,
+            })
+        };
         let has_other_key = |settings: &&BackendSettings| {
             let named = settings.api_key_file.is_some() || settings.disagg_key_file.is_some();
+            let named = named && !is_changed(&settings.name);
             let Some(old) = self.proxy.fleet.named(&settings.name).filter(|_| named) else {
                 return false;
             };

@@ -23,8 +23,8 @@ const SERVERS_MAX: usize = 3;
 /// Longest wait for one name server: a third of the time for the whole resolution, so that a server
 /// without an answer does not use it up.
 const SERVER_MAX: Duration = Duration::from_secs(3);
-/// Longest wait for the addresses of one target.
-const TARGET_MAX: Duration = Duration::from_secs(5);
+/// Longest wait for the addresses of one target: one for the system's resolver, one for a name server.
+const TARGET_MAX: Duration = Duration::from_secs(6);
 /// Most targets that are looked up at once; each occupies a thread of the blocking pool.
 const LOOKUPS_MAX: usize = 32;
 // Types of records.
@@ -126,7 +126,8 @@ pub async fn resolve(name: &str, server: Option<SocketAddr>) -> io::Result<Servi
 
 /// Returns the addresses of a target; `None` if they are unknown.
 async fn look_up(target: &ServiceTarget, servers: &[SocketAddr]) -> Option<Vec<IpAddr>> {
-    if let Ok(found) = tokio::net::lookup_host((target.host.as_str(), target.port)).await {
+    let system = tokio::net::lookup_host((target.host.as_str(), target.port));
+    if let Ok(Ok(found)) = timeout(SERVER_MAX, system).await {
         return Some(found.map(|address| address.ip()).collect());
     }
     // The system's resolver does not tell a missing name from a failure of its servers.
