@@ -105,7 +105,8 @@ fn a_report_with_an_impossible_number_is_refused() {
         assert!(matches!(report.clone().checked(1), Err(Implausible::Number { .. })), "{report:?}");
         assert!(report.checked(GATEWAYS_MAX).is_err(), "nor of many gateways");
     }
-    let crowd = GatewayReport { arrivals: vec![arrived; MODELS_MAX + 1], ..GatewayReport::default() };
+    let crowd =
+        GatewayReport { arrivals: vec![arrived; MODELS_MAX + 1], ..GatewayReport::default() };
     assert_eq!(crowd.checked(1), Err(Implausible::Entries("arrivals", MODELS_MAX + 1)));
     assert!(GatewayReport::default().checked(usize::MAX).is_err());
     // A stream without a target has infinite slack.
