@@ -291,7 +291,7 @@ async fn a_changed_key_file_of_an_unchanged_backend_is_applied() {
     let directory = tempfile::tempdir().unwrap();
     let (file, key) = (directory.path().join("tidegate.toml"), directory.path().join("key"));
     std::fs::write(&key, "first-key").unwrap();
-    let more = format!("engine = \"plain\"\napi_key_file = \"{}\"", key.display());
+    let more = format!("engine = \"plain\"\nmodels = [\"m\"]\napi_key_file = \"{}\"", key.display());
     let entry = Engine { more: more.leak(), ..engine.engine("a") };
     let _proxy = Proxy::from_file(&file, &format!("{FAST}\n"), &[entry]).await;
     // Probes carry it too.
