@@ -79,6 +79,12 @@ pub struct Args {
     /// and serve no aggregated requests (tidegate only)
     #[arg(long, value_name = "SECONDS")]
     switch: Option<f64>,
+    /// Gateways before the fleet, each placing its share of the requests (tidegate only)
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64), conflicts_with = "switch")]
+    gateways: u16,
+    /// Interval at which the gateways exchange their loads, in milliseconds
+    #[arg(long, default_value_t = 50, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u64).range(1..=1000))]
+    exchange_ms: u64,
     /// Enable the engines' prefix cache (matched by the hash_ids of a trace)
     #[arg(long)]
     prefix_caching: bool,
@@ -198,7 +204,12 @@ fn config(args: &Args) -> Result<SimConfig, SimulateError> {
     if switch.is_some() && engines < 2 {
         return Err(SimulateError::Arguments("--switch needs at least two engines".to_owned()));
     }
-    let tidegate = TidegateParams { switch, ..TidegateParams::default() };
+    let tidegate = TidegateParams {
+        switch,
+        gateways: usize::from(args.gateways),
+        exchange: Seconds::from_millis(args.exchange_ms as f64),
+        ..TidegateParams::default()
+    };
     let slo = Slo { ttft, tpot, itl };
     let classes = classes::of(args, itl)?;
     let prefix_caching = args.prefix_caching || args.agents.is_some();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tidegate_scheduler::LocalU64;
 use tidegate_scheduler::cost::{DecodeModel, Matches, PrefillModel, PrefixIndex, TransferModel};
 use tidegate_scheduler::dispatch::{Accounts, LegReservation, load_of};
+use tidegate_scheduler::gateways::GatewayLoad;
 use tidegate_scheduler::inflight::{Account, Balance, PrefillCharge, StreamCharge};
 use tidegate_scheduler::placement::{BackendLoad, FleetLoads, PrefillRequest};
 use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation};
@@ -24,6 +25,8 @@ const INDEX_BLOCKS: usize = 1 << 18;
 #[derive(Debug, Default)]
 struct EngineState {
     account: Arc<Account<LocalU64>>,
+    /// When the first stream of the other gateways exceeds its TPOT target, as last exchanged.
+    others_deadline: Option<Moment>,
     /// Streams with a first token.
     decoding: u64,
     /// Number of completed steps.
@@ -129,14 +132,33 @@ impl FleetState {
         (0..self.pool.len()).map(|slot| BackendId(slot as u16))
     }
 
-    /// Returns the engines' accounts, by slot.
-    pub(crate) fn balances(&self) -> impl Iterator<Item = Balance> {
-        self.engines.iter().map(|engine| engine.account.balance())
+    /// Returns the engines' accounts, by slot: of this gateway, and of the others.
+    pub(crate) fn balances(&self) -> impl Iterator<Item = (Balance, Balance)> {
+        self.engines.iter().map(|engine| (engine.account.balance(), engine.account.others()))
     }
 
-    /// Returns an engine's account.
+    /// Returns the load of all gateways on an engine.
     pub(crate) fn balance(&self, on: BackendId) -> Balance {
-        self.engines[on.index()].account.balance()
+        self.engines[on.index()].account.total()
+    }
+
+    /// Returns this gateway's load on an engine, for the other gateways.
+    pub(crate) fn load(&self, on: BackendId, now: Moment) -> GatewayLoad {
+        let engine = &self.engines[on.index()];
+        GatewayLoad::of(&engine.account.balance(), engine.own_slack(now))
+    }
+
+    /// Sets the load of the other gateways on an engine.
+    pub(crate) fn set_others(&mut self, on: BackendId, load: Option<&GatewayLoad>, now: Moment) {
+        let engine = &mut self.engines[on.index()];
+        engine.account.set_others(&load.map(GatewayLoad::balance).unwrap_or_default());
+        let deadline = load.map(|load| load.tpot_deadline(now));
+        engine.others_deadline = deadline.filter(|deadline| *deadline != Moment::NEVER);
+    }
+
+    /// Returns the roles.
+    pub(crate) fn roles(&self) -> &[Role] {
+        &self.roles
     }
 
     /// Sets the costs of an engine.
@@ -202,7 +224,7 @@ impl FleetState {
         let backends = self.pool.iter().map(|id| {
             let (engine, model) = (&self.engines[id.index()], &self.models[id.index()]);
             // Batch streams are no demand.
-            let balance = engine.account.balance().without(&engine.account.batch_streams());
+            let balance = engine.account.total().without(&engine.account.batch_streams());
             BackendObservation {
                 id: *id,
                 group: model.group,
@@ -340,8 +362,14 @@ impl FleetState {
 }
 
 impl EngineState {
-    /// Returns the smallest slack of the streams with a first token.
+    /// Returns the smallest slack of the streams of all gateways.
     fn slack(&self, now: Moment) -> Option<Seconds> {
+        let others = self.others_deadline.map(|deadline| deadline - now);
+        self.own_slack(now).into_iter().chain(others).reduce(Seconds::min)
+    }
+
+    /// Returns the smallest slack of this gateway's streams with a first token.
+    fn own_slack(&self, now: Moment) -> Option<Seconds> {
         let deadline = |(tpot, keys): (&i64, &BTreeSet<(i64, usize)>)| {
             let (key, _) = keys.first()?;
             Some(key + (self.steps as i64 + 1) * tpot)

@@ -157,8 +157,7 @@ impl Learning {
     /// gives `fleet_state` the share of predicted hits that is real.
     pub(crate) fn settle(&mut self, fleet_state: &mut FleetState, now: Moment) {
         self.regressions.end_steps(now);
-        let accounts = fleet_state.balances().map(|own| (own, Balance::default()));
-        self.regressions.sample_decodes(accounts, now);
+        self.regressions.sample_decodes(fleet_state.balances(), now);
         for on in fleet_state.engines() {
             fleet_state.set_hit_share(on, self.regressions.hit_share(on).0);
         }

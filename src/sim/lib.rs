@@ -29,6 +29,7 @@ mod disturbance;
 mod engine;
 mod fleet_state;
 mod gaps;
+mod gateways_policy;
 mod html_report;
 mod learning;
 mod mocker;

@@ -38,6 +38,8 @@ impl TidegateParams {
         "flips",
         "start",
         "queue_deadline",
+        "gateways",
+        "exchange",
     ];
 
     /// Sets the parameter `name` to `value`: durations in seconds, lengths in tokens, flags 0 or 1.
@@ -64,6 +66,8 @@ impl TidegateParams {
             "switch" => self.switch = Some(Seconds(value)),
             "flips" => self.flips = value > 0.0,
             "start" => self.start = Some(value as usize),
+            "gateways" => self.gateways = value.max(1.0) as usize,
+            "exchange" => self.exchange = Seconds(value),
             "queue_deadline" => self.queue_deadline = Seconds(value),
             _ => return Err(OverrideError::Name(name.to_owned())),
         }

@@ -7,6 +7,7 @@ use crate::classes::{ClassReport, Classes};
 use crate::cluster::{Cluster, Router};
 use crate::disturbance::Disturbance;
 use crate::gaps::GapHistogram;
+use crate::gateways_policy::GatewaysRouter;
 use crate::periodic_policy::PeriodicRouter;
 use crate::policy::Policy;
 use crate::profile::Profile;
@@ -215,6 +216,11 @@ fn bound_run(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
 
 fn tidegate(cell: &PolicyRun<'_>) -> Run {
     let timeline = Timeline::new(Moment::from_start(cell.trace.end()), TIMELINE_BINS);
+    if cell.config.tidegate.gateways > 1 {
+        let mut router = GatewaysRouter::new(cell.config, timeline);
+        let run = cell.run(&mut router);
+        return Run { timeline: router.into_timeline(), ..run };
+    }
     let mut router = TidegateRouter::new(cell.config, timeline);
     let run = cell.run(&mut router);
     Run { timeline: router.into_timeline(), ..run }

@@ -170,6 +170,26 @@ fn no_disturbance_raises_attainment() {
 }
 
 #[test]
+fn three_gateways_serve_every_request_and_lose_little() {
+    let trace = busy(3);
+    let of = |text: &str| {
+        let tidegate = TidegateParams::default().with(text).unwrap();
+        let config = SimConfig { tidegate, ..SimConfig::default() };
+        simulate(&trace, 1.0, Policy::Tidegate, &config)
+    };
+    let (one, three, deaf) = (of("gateways=1"), of("gateways=3"), of("gateways=3+exchange=20"));
+    for run in [&one, &three, &deaf] {
+        assert_eq!(run.outcomes.len(), trace.arrivals.len());
+        assert!(run.outcomes.iter().all(|outcome| outcome.ttft.is_some()));
+    }
+    let attained = |run: &Run| run.report.attainment;
+    assert_ne!(one.outcomes, three.outcomes, "each gateway has its own view");
+    assert!(three.report.flips > 0, "the leader plans for all");
+    assert!(attained(&three) > attained(&one) - 0.05, "{} {}", attained(&three), attained(&one));
+    assert!(attained(&three) > attained(&deaf), "the exchange of loads helps");
+}
+
+#[test]
 fn live_migration_moves_streams_and_loses_none() {
     let outcomes = run(&busy(8), Policy::Llumnix { migrates: true }).outcomes;
     assert!(outcomes.iter().all(|outcome| outcome.done));

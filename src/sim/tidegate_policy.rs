@@ -10,6 +10,7 @@ use tidegate_scheduler::dispatch::{
     DispatchOutcome, DispatchQueue, LONGEST_PAUSE, LegReservation, PlaceResult, WaitingDecode,
     try_place,
 };
+use tidegate_scheduler::gateways::{GatewayReport, ModelArrivals};
 use tidegate_scheduler::placement::{
     DecodeRequest, Disaggregation, Excluded, Params as PlacementParams, PrefillRequest,
 };
@@ -64,6 +65,10 @@ pub struct TidegateParams {
     pub switch: Option<Seconds>,
     /// Prefill engines at the start; `None`: the planner's initial split.
     pub start: Option<usize>,
+    /// Gateways before the fleet. Each places its own requests; the first one plans for all.
+    pub gateways: usize,
+    /// Interval at which several gateways exchange their loads. Default 50 ms.
+    pub exchange: Seconds,
 }
 
 impl Default for TidegateParams {
@@ -83,6 +88,8 @@ impl Default for TidegateParams {
             flips: true,
             switch: None,
             start: None,
+            gateways: 1,
+            exchange: Seconds(0.05),
         }
     }
 }
@@ -97,6 +104,8 @@ pub(crate) struct TidegateRouter {
     classes: Classes,
     fleet_state: FleetState,
     arrivals: ArrivalCounters<LocalU64>,
+    /// Arrivals at the other gateways.
+    others_arrivals: ArrivalCounters<LocalU64>,
     /// The arrivals at the previous plan.
     planned_arrivals: ArrivalTotals,
     learning: Learning,
@@ -144,6 +153,7 @@ impl TidegateRouter {
             classes,
             fleet_state,
             arrivals: ArrivalCounters::default(),
+            others_arrivals: ArrivalCounters::default(),
             planned_arrivals: ArrivalTotals::default(),
             learning: Learning::new(&assumed, profile.chunk, params.reports_cached),
             state: State::default(),
@@ -152,6 +162,41 @@ impl TidegateRouter {
             passed_at: Moment::START,
             flips: 0,
             timeline,
+        }
+    }
+
+    /// Returns this gateway's loads, by engine, and its arrivals since `before`, which becomes those until
+    /// now.
+    pub(crate) fn report(&self, before: &mut ArrivalTotals, now: Moment) -> GatewayReport {
+        let totals = self.arrivals.totals();
+        let arrived = ModelArrivals::between("", None, before, &totals);
+        *before = totals;
+        let load = |on: BackendId| (on.0.to_string(), self.fleet_state.load(on, now));
+        let loads = self.fleet_state.engines().map(load);
+        GatewayReport { loads: loads.collect(), arrivals: arrived.into_iter().collect() }
+    }
+
+    /// Counts the loads and arrivals of the other gateways, which may have released capacity.
+    pub(crate) fn count_others(&mut self, cluster: &mut Cluster<'_>, others: &GatewayReport) {
+        let now = cluster.now();
+        for on in self.fleet_state.engines() {
+            self.fleet_state.set_others(on, others.loads.get(&on.0.to_string()), now);
+        }
+        for arrived in &others.arrivals {
+            self.others_arrivals.count_all(&arrived.totals());
+        }
+        self.pass(cluster);
+    }
+
+    /// Returns the roles in force.
+    pub(crate) fn roles(&self) -> &[Role] {
+        self.fleet_state.roles()
+    }
+
+    /// Takes the leader's roles.
+    pub(crate) fn follow(&mut self, cluster: &mut Cluster<'_>, roles: Vec<Role>) {
+        if self.fleet_state.set_roles(roles) > 0 {
+            self.pass(cluster);
         }
     }
 
@@ -301,7 +346,7 @@ impl TidegateRouter {
 
     /// Returns the demand since the previous plan.
     fn demand(&mut self) -> GroupDemand {
-        let now = self.arrivals.totals();
+        let now = self.arrivals.totals() + self.others_arrivals.totals();
         let before = std::mem::replace(&mut self.planned_arrivals, now);
         let mut demand = GroupDemand::none(GroupId(0));
         demand.add(&before, &now, 1.0);
