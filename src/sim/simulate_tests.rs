@@ -59,7 +59,7 @@ fn a_prior_wrong_by_a_factor_of_two_is_corrected_by_observations() {
         simulate(&trace, 1.0, Policy::Tidegate, &config).report.attainment
     };
     let (known, doubled, halved) = (attained("none"), attained("prior:2"), attained("prior:0.5"));
-    // Without observations, .574 and .962.
+    // Without observations, attainment is .574 with doubled and .962 with halved priors.
     assert!(doubled > known - 0.02 && halved > known - 0.02, "{known} {doubled} {halved}");
 }
 

@@ -5,7 +5,7 @@ use crate::fake::{Act, Fake, chat_chunks, prefill_answer};
 use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, chat, plain, vllm};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn between_two_tokens() {
+async fn a_client_that_leaves_between_two_tokens_cancels_its_request() {
     let fake = Fake::start([], Act::Hang(chat_chunks(2)[..2].to_vec())).await;
     let proxy = Proxy::start("", &[plain("a", &fake)]).await;
     let mut stream = open(proxy.data, post("/v1/chat/completions", chat(true))).await.unwrap();
@@ -16,7 +16,7 @@ async fn between_two_tokens() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn before_the_first_byte() {
+async fn a_client_that_leaves_before_the_first_byte_cancels_its_request() {
     let fake = Fake::start([], Act::Silent).await;
     let proxy = Proxy::start("", &[plain("a", &fake)]).await;
     for stream in [true, false] {
@@ -29,7 +29,7 @@ async fn before_the_first_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_waiting_in_the_queue() {
+async fn a_client_that_leaves_the_queue_cancels_its_request() {
     let fake = Fake::start([], Act::Silent).await;
     let mut engine = plain("a", &fake);
     engine.more = "engine = \"plain\"\nstreams_max = 1";
@@ -46,7 +46,7 @@ async fn while_waiting_in_the_queue() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn during_the_prefill_and_during_the_decode() {
+async fn a_client_that_leaves_a_split_request_cancels_its_leg() {
     let p = Fake::start([Act::Silent], Act::Json(200, prefill_answer())).await;
     let d = Fake::start([], Act::Silent).await;
     let engines = [vllm("p", p.url(), PREFILL), vllm("d", d.url(), DECODE)];
