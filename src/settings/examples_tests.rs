@@ -78,7 +78,8 @@ fn tree(path: &[&str], leaf: Value) -> Table {
 }
 
 /// Keys that still parse under an earlier name; serde lists them beside the present ones.
-const OLD_NAMES: &[&str] = &["hopeless_share", "hopeless_patience"];
+const OLD_NAMES: &[&str] =
+    &["hopeless_share", "hopeless_patience", "room_seconds", "whole_below_tokens"];
 
 /// Calls `key` with the path of every key of the schema, and `word` with every enum value.
 fn walk(path: &[&str], key: &mut dyn FnMut(&[&str]), word: &mut dyn FnMut(&str)) {

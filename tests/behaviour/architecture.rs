@@ -102,7 +102,10 @@ fn every_source_file_has_a_module_doc() {
 /// name means one thing.
 const SHARED_NAMES: &[&str] = &[
     // The arguments of each subcommand.
-    "Args", // The parameters of placement, and those of the planner.
+    "Args",
+    // The tokenizer of a model, with and without the cargo feature `tokenizer`.
+    "ModelTokenizer",
+    // The parameters of placement, and those of the planner.
     "Params",
 ];
 

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::client::{Answer, get, post, send, until};
+use crate::client::{Answer, LIMIT, get, post, send, until};
 use crate::discovery::FAST;
 use crate::field::RawEngine;
 use crate::fleet::Emulated;
@@ -291,17 +291,19 @@ async fn a_changed_key_file_of_an_unchanged_backend_is_applied() {
     let directory = tempfile::tempdir().unwrap();
     let (file, key) = (directory.path().join("tidegate.toml"), directory.path().join("key"));
     std::fs::write(&key, "first-key").unwrap();
-    let more = format!("engine = \"plain\"\nmodels = [\"m\"]\napi_key_file = \"{}\"", key.display());
+    let more =
+        format!("engine = \"plain\"\nmodels = [\"m\"]\napi_key_file = \"{}\"", key.display());
     let entry = Engine { more: more.leak(), ..engine.engine("a") };
-    let _proxy = Proxy::from_file(&file, &format!("{FAST}\n"), &[entry]).await;
-    // Probes carry it too.
-    let is_sent = |key: &str| {
+    let proxy = Proxy::from_file(&file, &format!("{FAST}\n"), &[entry]).await;
+    let sends = async |key: &str| {
         let expected = format!("Bearer {key}");
+        chat(&proxy, "m", 2, None).await;
         engine.received().iter().any(|request| request.header("authorization") == [&*expected])
     };
-    until("the first key is sent", || is_sent("first-key")).await;
+    assert!(sends("first-key").await);
     std::fs::write(&key, "second-key").unwrap();
-    until("the second key is sent", || is_sent("second-key")).await;
+    let replaced = async { while !sends("second-key").await {} };
+    tokio::time::timeout(LIMIT, replaced).await.expect("the second key is sent");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -104,10 +104,13 @@ async fn an_interactive_request_does_not_wait_behind_running_batch_work() {
     let proxy = Proxy::start(&top, &[plain("e0", &fakes[0]), plain("e1", &fakes[1])]).await;
     let body = || chat_with(true, &"word ".repeat(2000), "");
     let sent = || fakes.iter().map(|fake| fake.sent().len()).sum::<usize>();
-    let mut clients: Vec<_> =
-        (0..3).map(|_| leave_later(proxy.data, of("b", body(), &[]))).collect();
-    until("one runs, the others leave an engine idle", || sent() == 1 && proxy.waiting() == 2)
-        .await;
+    // The others come when the first is placed: requests that come at once may take both engines.
+    let batch = || leave_later(proxy.data, of("b", body(), &[]));
+    let mut clients = vec![batch()];
+    until("one runs", || sent() == 1).await;
+    clients.extend([batch(), batch()]);
+    until("the others leave an engine idle", || proxy.waiting() == 2).await;
+    assert_eq!(sent(), 1);
     clients.push(leave_later(proxy.data, of("a", body(), &[])));
     until("the interactive request is sent", || sent() == 2).await;
     assert_eq!(proxy.waiting(), 2, "batch work still waits");

@@ -258,7 +258,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_does_not_resolve_at_the_start_is_no_empty_list() {
-        let (mut names, _) = names("", vec![Ok(vec![])]);
+        let (mut names, _) = names("http://any", vec![Ok(vec![])]);
         assert!(names.first().await.is_none());
     }
 }

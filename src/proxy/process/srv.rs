@@ -78,7 +78,7 @@ enum AnswerError {
 
 /// Why a name server cannot be asked.
 #[derive(Debug, Error)]
-enum AskError {
+enum LookupError {
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
@@ -134,7 +134,7 @@ async fn look_up(target: &ServiceTarget, servers: &[SocketAddr]) -> Option<Vec<I
     for kind in [A, AAAA] {
         match ask_any(&target.host, kind, servers).await {
             Ok(answer) if answer.addresses.is_empty() => {}
-            Err(AskError::Answer(AnswerError::NoName)) => {}
+            Err(LookupError::Answer(AnswerError::NoName)) => {}
             Ok(_) | Err(_) => return None,
         }
     }
@@ -142,21 +142,21 @@ async fn look_up(target: &ServiceTarget, servers: &[SocketAddr]) -> Option<Vec<I
 }
 
 /// Asks the servers in order, until one knows the name or that it does not exist.
-async fn ask_any(name: &str, kind: u16, servers: &[SocketAddr]) -> Result<DnsAnswer, AskError> {
-    let mut answer = Err(AskError::Io(io::Error::other("resolv.conf names no server")));
+async fn ask_any(name: &str, kind: u16, servers: &[SocketAddr]) -> Result<DnsAnswer, LookupError> {
+    let mut answer = Err(LookupError::Io(io::Error::other("resolv.conf names no server")));
     for server in servers {
         let asked = timeout(SERVER_MAX, ask(name, kind, *server)).await;
-        answer = asked.unwrap_or(Err(AskError::Late));
-        if matches!(answer, Ok(_) | Err(AskError::Answer(AnswerError::NoName))) {
+        answer = asked.unwrap_or(Err(LookupError::Late));
+        if matches!(answer, Ok(_) | Err(LookupError::Answer(AnswerError::NoName))) {
             break;
         }
     }
     answer
 }
 
-async fn ask(name: &str, kind: u16, server: SocketAddr) -> Result<DnsAnswer, AskError> {
+async fn ask(name: &str, kind: u16, server: SocketAddr) -> Result<DnsAnswer, LookupError> {
     let id = fastrand::u16(..);
-    let query = query(id, name, kind).ok_or(AskError::Name)?;
+    let query = query(id, name, kind).ok_or(LookupError::Name)?;
     let mut stream = TcpStream::connect(server).await?;
     stream.write_all(&query).await?;
     let length = stream.read_u16().await?;

@@ -129,7 +129,7 @@ async fn a_target_without_an_address_is_dropped_and_one_that_cannot_be_looked_up
 async fn a_server_that_fails_is_followed_by_the_next() {
     let servers = [name_server(2).await, name_server(3).await];
     let asked = ask_any("other.example", A, &servers).await;
-    assert!(matches!(asked, Err(AskError::Answer(AnswerError::NoName))), "{asked:?}");
+    assert!(matches!(asked, Err(LookupError::Answer(AnswerError::NoName))), "{asked:?}");
 }
 
 #[test]

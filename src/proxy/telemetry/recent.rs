@@ -15,12 +15,12 @@ use crate::telemetry::request_log::{Expected, RequestLog, RequestOutcome};
 
 /// The ring buffer; with 0 slots no request is kept.
 pub struct Recent {
-    slots: Box<[Slot]>,
+    slots: Box<[RingSlot]>,
     written: AtomicUsize,
 }
 
 /// One place of the ring. Empty before its first request, and while a reader copies its reference.
-struct Slot(AtomicCell<Option<Arc<RecentRequest>>>);
+struct RingSlot(AtomicCell<Option<Arc<RecentRequest>>>);
 
 /// Attempts to read a slot that another reader has emptied. That reader puts the content back after a
 /// few instructions, unless its thread is suspended; the request is then missing from this reading.
@@ -61,7 +61,7 @@ pub struct RecentRequest {
 impl Recent {
     /// A ring of `size` requests.
     pub fn new(size: usize) -> Recent {
-        let slots = (0..size).map(|_| Slot(AtomicCell::new(None))).collect();
+        let slots = (0..size).map(|_| RingSlot(AtomicCell::new(None))).collect();
         Recent { slots, written: AtomicUsize::new(0) }
     }
 
@@ -105,7 +105,7 @@ impl Recent {
     }
 }
 
-impl Slot {
+impl RingSlot {
     /// Replaces the content.
     fn put(&self, ended: Arc<RecentRequest>) {
         drop(self.0.swap(Some(ended)));
