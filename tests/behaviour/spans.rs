@@ -14,7 +14,10 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 
+use crate::certificates::Authority;
 use crate::client::{get, post, send, until, within};
 use crate::fake::{Act, Fake, Sent, chat_answer, chat_chunks, prefill_answer};
 use crate::process::{Serve, tidegate, until_models_are_served, write};
@@ -31,6 +34,15 @@ struct Collector {
 
 impl Collector {
     async fn start(script: &[(u16, &'static str)]) -> Collector {
+        Collector::with(script, None).await
+    }
+
+    /// A collector that answers over TLS.
+    async fn with_tls(config: Arc<ServerConfig>) -> Collector {
+        Collector::with(&[], Some(TlsAcceptor::from(config))).await
+    }
+
+    async fn with(script: &[(u16, &'static str)], tls: Option<TlsAcceptor>) -> Collector {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let received = Arc::<Mutex<Vec<(HeaderMap, Bytes)>>>::default();
@@ -54,7 +66,20 @@ impl Collector {
                         Ok::<_, Infallible>(answer.body(Full::new(Bytes::from("{}"))).unwrap())
                     }
                 });
-                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(socket), service));
+                let tls = tls.clone();
+                tokio::spawn(async move {
+                    let builder = http1::Builder::new();
+                    match tls {
+                        None => builder.serve_connection(TokioIo::new(socket), service).await.ok(),
+                        // A client that does not trust the certificate ends the handshake.
+                        Some(tls) => match tls.accept(socket).await {
+                            Ok(socket) => {
+                                builder.serve_connection(TokioIo::new(socket), service).await.ok()
+                            }
+                            Err(_) => None,
+                        },
+                    }
+                });
             }
         });
         Collector { address, received }
@@ -106,6 +131,7 @@ impl Gateway {
         let mut command = tidegate();
         command.args(["serve", "--config"]).arg(path);
         command.env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{collector}"));
+        // `more` may replace the endpoint.
         command.envs(more.iter().copied());
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let process = Serve::of(command.spawn().unwrap());
@@ -288,4 +314,39 @@ async fn without_a_collector_no_request_fails_and_dropped_spans_are_counted() {
     // A request has three spans: two requests fit.
     gateway.counts("tidegate_spans_dropped_total{reason=\"queue_full\"}", 24.0).await;
     assert_eq!(gateway.counter("tidegate_spans_exported_total").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_over_https_is_verified_and_verifies_the_gateway() {
+    let directory = tempfile::tempdir().unwrap();
+    let of = |name: &str| Authority::new(directory.path(), name);
+    let (authority, stranger) = (of("ca"), of("stranger"));
+    let server = authority.leaf(directory.path(), "collector", "collector");
+    let client = authority.leaf(directory.path(), "client", "gateway");
+    let collector = Collector::with_tls(authority.server(&server, true)).await;
+    let engine = Fake::start([], Act::Json(200, chat_answer("x"))).await;
+    let endpoint = format!("https://localhost:{}", collector.address.port());
+    let path = |file: &std::path::Path| file.to_str().unwrap().to_owned();
+    let (cert, key) = (path(&client.cert), path(&client.key));
+    let start = async |trusted: &Authority| {
+        let trusted = path(&trusted.file);
+        let more = [
+            SOON,
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", trusted.as_str()),
+            ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", cert.as_str()),
+            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", key.as_str()),
+        ];
+        Gateway::start(collector.address, "", &[plain("a", &engine)], &more).await
+    };
+    // One request and its phases.
+    let distrusting = start(&stranger).await;
+    distrusting.chat(false, None).await;
+    let trusting = start(&authority).await;
+    trusting.chat(false, None).await;
+    until("spans arrive", || !collector.spans().is_empty()).await;
+    let names: Vec<_> = collector.spans().iter().map(|span| span["name"].clone()).collect();
+    let requests = names.iter().filter(|name| *name == "chat_completions m").count();
+    assert_eq!(requests, 1, "those of the gateway that trusts the collector: {names:?}");
+    assert_eq!(distrusting.counter("tidegate_spans_exported_total").await, 0.0);
 }
