@@ -1,5 +1,6 @@
 //! Configuration of the emulator: plain values, no I/O.
 
+use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tidegate_sim::Profile;
 use tidegate_types::{Seconds, Tokens};
@@ -56,6 +57,26 @@ pub enum VllmKvRole {
     Consumer,
 }
 
+/// vLLM's `pd_role`: a role that the engine enforces and can switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PdRole {
+    /// Legs with `do_remote_decode`.
+    Prefill,
+    /// Legs with `do_remote_prefill`.
+    Decode,
+}
+
+impl PdRole {
+    /// vLLM's spelling.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            PdRole::Prefill => "prefill",
+            PdRole::Decode => "decode",
+        }
+    }
+}
+
 /// SGLang's `--disaggregation-mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SglangMode {
@@ -107,6 +128,12 @@ pub struct EmulatorConfig {
     pub connector: VllmConnector,
     /// vLLM's `kv_role`; a Mooncake engine fails an assertion on a request of the other role.
     pub kv_role: VllmKvRole,
+    /// vLLM's `pd_role`; `None`: roles are not enforced, and there is no `/v1/pd_role`.
+    pub pd_role: Option<PdRole>,
+    /// Longest drain of a role switch, whatever its call allows.
+    pub pd_role_drain_max: Seconds,
+    /// Role switches fail at their commit.
+    pub pd_role_commit_fails: bool,
     /// Data-parallel ranks of a Mooncake vLLM, at least 1: each has an engine id of its own.
     pub ranks: u16,
     /// TensorRT-LLM's internal authentication key: the KV location in a request must be signed with
@@ -149,6 +176,9 @@ impl Default for EmulatorConfig {
             kind: EmulatedEngine::Vllm,
             connector: VllmConnector::Nixl,
             kv_role: VllmKvRole::Both,
+            pd_role: None,
+            pd_role_drain_max: Seconds(3600.0),
+            pd_role_commit_fails: false,
             ranks: 1,
             disagg_key: None,
             policy: LoadFailurePolicy::Fail,

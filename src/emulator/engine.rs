@@ -10,6 +10,7 @@ use crate::block_cache::BlockCache;
 use crate::config::{EmulatedEngine, EmulatorConfig, SglangMode};
 use crate::kv_transfer::PeerConnections;
 use crate::lease::Leases;
+use crate::pd_role::PdRoleState;
 use crate::scheduler::SchedulerCommand;
 use crate::shared_kv_store::SharedKvStore;
 use crate::stats::EmulatorCounters;
@@ -33,6 +34,8 @@ pub struct EmulatedState {
     pub store: Arc<SharedKvStore>,
     /// Counters of the engine.
     pub counters: Arc<EmulatorCounters>,
+    /// The enforced role, if vLLM has one.
+    pub pd_role: Option<PdRoleState>,
     prefix: Option<Mutex<BlockCache>>,
     commands: UnboundedSender<SchedulerCommand>,
     sequences: AtomicU64,
@@ -65,6 +68,7 @@ impl EmulatedState {
             leases: Leases::default(),
             peers: PeerConnections::new(config.connector, config.handshake_timeout.to_duration()),
             counters: Arc::default(),
+            pd_role: config.pd_role.map(PdRoleState::new),
             store,
             prefix: config
                 .prefix_cache

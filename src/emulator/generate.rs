@@ -13,7 +13,7 @@ use tidegate_types::Tokens;
 use tokio::sync::oneshot;
 
 use crate::config::{EmulatedEngine, VllmConnector};
-use crate::{auth, mooncake, rendezvous, shared_kv_store, trtllm};
+use crate::{auth, mooncake, pd_role, rendezvous, shared_kv_store, trtllm};
 
 use crate::engine::EmulatedState;
 use crate::error_response::ErrorResponse;
@@ -74,7 +74,10 @@ pub async fn generate(
     }
     let mut ask = match request_body::read(&engine.config, engine.kind(), chat, body)
         .and_then(|ask| has_room(&engine, ask))
-    {
+        .and_then(|ask| match pd_role::check(&engine, &ask.handoff) {
+            Ok(()) => Ok(ask),
+            Err(refusal) => Err(RefusedBody { refusal, handoff: ask.handoff }),
+        }) {
         Ok(ask) => ask,
         Err(refused) => {
             if let RequestedHandoff::Consume(remote) = refused.handoff {

@@ -7,7 +7,7 @@
 //! - [`request_body`]: request parsing and validation as in vLLM; [`error_response`]: its errors
 //! - [`tokens`]: token definition; [`answer_text`]: the text of answers
 //! - [`generate`]: lifecycle of one request: hand-off, sequences, response
-//! - [`sglang`], [`trtllm`], [`mooncake`]: protocol specifics; [`auth`]: TensorRT-LLM's signatures
+//! - [`sglang`], [`trtllm`], [`mooncake`], [`pd_role`]: protocol specifics; [`auth`]: TensorRT-LLM's signatures
 //! - [`rendezvous`]: a prefill leg paired with its decode leg; [`shared_kv_store`]: KV shared by all engines
 //! - [`engine`]: state shared by one engine's connections and tasks
 //! - [`scheduler`]: the task that steps one engine against absolute deadlines
@@ -50,6 +50,7 @@ mod kv_transfer;
 mod lease;
 mod metrics;
 mod mooncake;
+mod pd_role;
 mod rendezvous;
 mod request_body;
 mod response_body;
@@ -65,7 +66,8 @@ mod trtllm;
 mod tests;
 
 pub use config::{
-    EmulatedEngine, EmulatorConfig, LoadFailurePolicy, SglangMode, VllmConnector, VllmKvRole,
+    EmulatedEngine, EmulatorConfig, LoadFailurePolicy, PdRole, SglangMode, VllmConnector,
+    VllmKvRole,
 };
 pub use server::{RunningEmulator, start};
 pub use stats::Stats;

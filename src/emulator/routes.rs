@@ -16,7 +16,7 @@ use crate::kv_transfer;
 use crate::metrics;
 use crate::request_body;
 use crate::response_body::ResponseBody;
-use crate::{mooncake, sglang, trtllm};
+use crate::{mooncake, pd_role, sglang, trtllm};
 
 /// Path of the counters as JSON, for tests in other processes.
 pub const STATS_PATH: &str = "/emulator/stats";
@@ -33,6 +33,8 @@ const ROUTES: &[(&str, Method, EmulatorRoute)] = &[
     ("/load", Method::GET, EmulatorRoute::Load),
     ("/server_info", Method::GET, EmulatorRoute::ServerInfo),
     ("/pd_role_switch", Method::POST, EmulatorRoute::RoleSwitch),
+    ("/v1/pd_role", Method::GET, EmulatorRoute::PdRole),
+    ("/v1/pd_role", Method::POST, EmulatorRoute::PdRole),
     ("/metrics", Method::GET, EmulatorRoute::Metrics),
     ("/tokenize", Method::POST, EmulatorRoute::Tokenize),
     ("/detokenize", Method::POST, EmulatorRoute::Detokenize),
@@ -53,6 +55,7 @@ enum EmulatorRoute {
     Load,
     ServerInfo,
     RoleSwitch,
+    PdRole,
     Metrics,
     Tokenize,
     Detokenize,
@@ -70,16 +73,25 @@ pub async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, hyper::Error> {
     let (parts, body) = request.into_parts();
-    let Some((_, method, route)) = ROUTES.iter().find(|(path, ..)| *path == parts.uri.path())
-    else {
-        return Ok(not_found());
-    };
-    if parts.method != method {
-        let body = Bytes::from_static(b"{\"detail\":\"Method Not Allowed\"}");
-        return Ok(json(StatusCode::METHOD_NOT_ALLOWED, body));
+    if let Some((status, body)) =
+        pd_role::refusal(&engine, &parts.method, parts.uri.path(), &parts.headers)
+    {
+        return Ok(json(status, body));
     }
+    let route = match find(parts.uri.path(), &parts.method) {
+        Ok(route) => route,
+        Err(StatusCode::NOT_FOUND) => return Ok(not_found()),
+        Err(status) => {
+            let body = Bytes::from_static(b"{\"detail\":\"Method Not Allowed\"}");
+            return Ok(json(status, body));
+        }
+    };
     let body = body.collect().await?.to_bytes();
     Ok(match route {
+        EmulatorRoute::PdRole => {
+            let (status, body) = pd_role::serve(&engine, &parts.method, &body);
+            json(status, body)
+        }
         EmulatorRoute::Chat => generate(engine, true, &parts.headers, &body).await,
         EmulatorRoute::Completion => generate(engine, false, &parts.headers, &body).await,
         EmulatorRoute::KvTransfer => {
@@ -90,8 +102,20 @@ pub async fn answer(
             Some((status, body)) => json(status, body),
             None => not_found(),
         },
-        _ => aside(&engine, *route, &body),
+        _ => aside(&engine, route, &body),
     })
+}
+
+/// Returns the route of a path and a method, or the status of the refusal.
+fn find(path: &str, method: &Method) -> Result<EmulatorRoute, StatusCode> {
+    let mut status = StatusCode::NOT_FOUND;
+    for (_, of, route) in ROUTES.iter().filter(|(own, ..)| *own == path) {
+        if of == method {
+            return Ok(*route);
+        }
+        status = StatusCode::METHOD_NOT_ALLOWED;
+    }
+    Err(status)
 }
 
 fn not_found() -> Response<ResponseBody> {

@@ -23,6 +23,8 @@ use tidegate_types::Seconds;
 pub enum Family {
     /// vLLM with the NIXL connector, pull or push: prefill, then decode.
     VllmNixl,
+    /// As [`Family::VllmNixl`], with a role that the engine enforces ([`crate::pd_role`]).
+    VllmPdRole,
     /// vLLM with the MooncakeConnector: concurrent legs, matched by a transfer id.
     VllmMooncake,
     /// vLLM with the OffloadingConnector's P2P tier: concurrent legs, matched at a side channel.
@@ -156,8 +158,9 @@ struct PrefillAnswer<'a> {
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 8] = [
+    pub const ALL: [Family; 9] = [
         Family::VllmNixl,
+        Family::VllmPdRole,
         Family::VllmMooncake,
         Family::VllmOffloading,
         Family::VllmSharedStore,
@@ -171,6 +174,7 @@ impl Family {
     pub const fn as_str(self) -> &'static str {
         match self {
             Family::VllmNixl => "vllm_nixl",
+            Family::VllmPdRole => "vllm_pd_role",
             Family::VllmMooncake => "vllm_mooncake",
             Family::VllmOffloading => "vllm_offloading",
             Family::VllmSharedStore => "vllm_shared_store",
@@ -193,7 +197,8 @@ impl Family {
             // (docs/spec/engine-protocols.md#vllm-prefill-leg).
             Family::VllmNixl => endpoint.can_split() && !matches!(endpoint, Endpoint::Generate),
             Family::SglangPd => endpoint.is_completion() || matches!(endpoint, Endpoint::Generate),
-            Family::VllmMooncake
+            Family::VllmPdRole
+            | Family::VllmMooncake
             | Family::VllmOffloading
             | Family::VllmSharedStore
             | Family::TrtLlm
@@ -203,9 +208,14 @@ impl Family {
     }
 
     /// Returns whether its backends serve colocated requests. SGLang in a disaggregation mode
-    /// answers 400 to them.
+    /// answers 400 to them; vLLM with an enforced role requires one direction.
     pub const fn serves_colocated(&self) -> bool {
-        !matches!(self, Family::SglangPd)
+        !matches!(self, Family::SglangPd | Family::VllmPdRole)
+    }
+
+    /// Returns whether its backends hand over as vLLM's NIXL connector does.
+    pub const fn is_nixl(&self) -> bool {
+        matches!(self, Family::VllmNixl | Family::VllmPdRole)
     }
 
     /// Returns the query that a prefill backend must answer before its first concurrent legs.
@@ -239,6 +249,7 @@ impl Family {
         matches!(
             self,
             Family::VllmNixl
+                | Family::VllmPdRole
                 | Family::VllmMooncake
                 | Family::VllmOffloading
                 | Family::VllmSharedStore
@@ -278,7 +289,7 @@ impl Family {
         }
         let prefill = |params| vllm::prefill_body(endpoint, body, scan, params);
         match (self, rendezvous.peer) {
-            (Family::VllmNixl, _) => {
+            (Family::VllmNixl | Family::VllmPdRole, _) => {
                 Legs::PrefillFirst { prefill: prefill(Some(vllm_nixl::KEEP_BLOCKS)) }
             }
             (Family::VllmSharedStore, _) => Legs::PrefillFirst { prefill: prefill(None) },
@@ -321,7 +332,7 @@ impl Family {
             return trtllm::read_context(answer, usage);
         }
         // The other families' answers carry no hand-off parameters.
-        let handed = given(read.kv_transfer_params).filter(|_| *self == Family::VllmNixl);
+        let handed = given(read.kv_transfer_params).filter(|_| self.is_nixl());
         let params = match handed {
             Some(params) if !params.get().starts_with('{') => {
                 return Err(ProtocolError::NotParams);
@@ -350,7 +361,9 @@ impl Family {
         key: Option<&[u8]>,
     ) -> LegBody {
         match (self, &handoff.params) {
-            (Family::VllmNixl, Some(params)) => vllm::decode_body(body, scan, params).into(),
+            (Family::VllmNixl | Family::VllmPdRole, Some(params)) => {
+                vllm::decode_body(body, scan, params).into()
+            }
             (Family::TrtLlm, Some(params)) => LegBody {
                 body: trtllm::generation_body(body, scan, handoff),
                 header: trtllm_auth::header(params, key),
@@ -364,7 +377,9 @@ impl Family {
     /// it must run without. Zero for families without sequential legs.
     pub const fn handoff_deadline(&self) -> Seconds {
         match self {
-            Family::VllmNixl | Family::VllmSharedStore => vllm::HANDOFF_DEADLINE,
+            Family::VllmNixl | Family::VllmPdRole | Family::VllmSharedStore => {
+                vllm::HANDOFF_DEADLINE
+            }
             Family::TrtLlm => trtllm::HANDOFF_DEADLINE,
             _ => Seconds::ZERO,
         }

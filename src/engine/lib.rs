@@ -7,7 +7,7 @@
 //! - [`edits`]: replaces or appends top-level members
 //! - [`kind`]: engine kinds, with their health and fact paths
 //! - [`family`]: the legs of a request, one file per KV transfer protocol
-//! - [`role_switch`]: SGLang's call that changes an engine's role
+//! - [`role_switch`], [`pd_role`]: the calls that change an engine's role, SGLang's and vLLM's
 //! - [`trial`]: the request of a trial hand-off
 //! - [`sse`]: counts tokens in a stream
 //! - [`usage`]: token counts reported by an engine
@@ -38,6 +38,7 @@ pub mod json_string;
 pub mod kind;
 pub mod openai;
 pub mod paths;
+pub mod pd_role;
 pub mod role_switch;
 pub mod sse;
 pub mod trial;

@@ -50,7 +50,7 @@ impl TrialRequest {
         key: Option<&[u8]>,
     ) -> Result<LegBody, String> {
         let handoff = family.read_prefill(answer).map_err(|error| error.to_string())?;
-        if family == Family::VllmNixl && handoff.params.is_none() {
+        if family.is_nixl() && handoff.params.is_none() {
             return Err(
                 "the answer has no kv_transfer_params: the engine has no connector".to_owned()
             );

@@ -97,6 +97,7 @@ impl BackendSettings {
     /// Returns the KV transfer protocol of the backend.
     pub fn family(&self) -> Family {
         match (self.engine, self.connector) {
+            (EngineName::Vllm, Connector::Nixl) if self.role_switch => Family::VllmPdRole,
             (EngineName::Vllm, Connector::Nixl | Connector::NixlPush) => Family::VllmNixl,
             (EngineName::Vllm, Connector::Mooncake) => Family::VllmMooncake,
             (EngineName::Vllm, Connector::Offloading) => Family::VllmOffloading,
@@ -136,7 +137,9 @@ impl BackendSettings {
     pub fn capability(&self) -> RoleCapability {
         match (self.family(), self.kv_role) {
             (Family::Plain, _) => RoleCapability::Fixed,
-            (Family::SglangPd, _) if self.role_switch => RoleCapability::DrainThenCall,
+            (Family::SglangPd | Family::VllmPdRole, _) if self.role_switch => {
+                RoleCapability::DrainThenCall
+            }
             (Family::SglangPd, _) => RoleCapability::Fixed,
             (_, KvRole::KvBoth) => RoleCapability::Instant,
             (_, KvRole::KvProducer | KvRole::KvConsumer) => RoleCapability::Fixed,
@@ -151,7 +154,7 @@ impl BackendSettings {
         match (self.family(), self.kv_role) {
             (Family::Plain, _) => RoleSet::EMPTY.with(Role::Mixed),
             // The launch mode, unless the engine has a role switch.
-            (Family::SglangPd, _) => match self.role {
+            (Family::SglangPd | Family::VllmPdRole, _) => match self.role {
                 Some(role @ (Role::Prefill | Role::Decode)) if !self.role_switch => {
                     RoleSet::EMPTY.with(role)
                 }

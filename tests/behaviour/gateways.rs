@@ -4,6 +4,7 @@ use serde_json::Value;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use tidegate_emulator::{EmulatedEngine, SglangMode};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -11,7 +12,7 @@ use crate::client::{get, post, send, until, within};
 use crate::cluster::Cluster;
 use crate::fleet::Emulated;
 use crate::process::{Serve, serve, until_models_are_served};
-use crate::proxy::{FREE, config, two_ports, vllm};
+use crate::proxy::{Engine, FREE, config, two_ports, vllm};
 
 /// Short times. Automatic role changes are off, so that roles change by commands only.
 const TOP: &str = "[probe]\ntimeout_seconds = 15\n[planner]\nenabled = false\n[gateways.kubernetes]\n\
@@ -25,11 +26,15 @@ struct Gateway {
 
 impl Gateway {
     async fn start(cluster: &Cluster, fleet: &Emulated) -> Gateway {
+        let engines = [vllm("e0", fleet.url(0), FREE), vllm("e1", fleet.url(1), FREE)];
+        Gateway::with(cluster, &engines).await
+    }
+
+    async fn with(cluster: &Cluster, engines: &[Engine]) -> Gateway {
         let (data, admin) = two_ports();
         let api = cluster.settings.api_server.as_ref().unwrap();
         let top = format!("{TOP}[kubernetes]\napi_server = \"{api}\"\nnamespace = \"llm\"\n");
-        let engines = [vllm("e0", fleet.url(0), FREE), vllm("e1", fleet.url(1), FREE)];
-        let text = config(data, admin, &top, &engines);
+        let text = config(data, admin, &top, engines);
         let text = text.replace("linger_seconds = 0", "linger_seconds = 15");
         let gateway = Gateway { process: serve(&text), data, admin };
         within(until_models_are_served(data, admin)).await;
@@ -198,6 +203,48 @@ async fn without_the_api_server_the_last_plan_stays_and_no_gateway_plans() {
     assert_eq!((a.role("e0").await, b.role("e0").await), ("decode".into(), "decode".into()));
     first.end().await;
     second.end().await;
+}
+
+/// A leader that loses the API server while an engine drains for its role switch.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_former_leader_calls_no_engine() {
+    let p = Emulated::of(2, EmulatedEngine::Sglang(SglangMode::Prefill)).await;
+    let d = Emulated::of(1, EmulatedEngine::Sglang(SglangMode::Decode)).await;
+    let switchable = |name, engines: &Emulated, engine, role: &str| {
+        let port = engines.address(engine).port();
+        let more = format!(
+            "engine = \"sglang\"\nconnector = \"bootstrap\"\nrole_switch = true\n\
+             role = \"{role}\"\nbootstrap_port = {port}\n"
+        );
+        vllm(name, engines.url(engine), more.leak())
+    };
+    let engines = [
+        switchable("p0", &p, 0, "prefill"),
+        switchable("p1", &p, 1, "prefill"),
+        switchable("d", &d, 0, "decode"),
+    ];
+    let mut cluster = Cluster::fake().await;
+    let leader = Gateway::with(&cluster, &engines).await;
+    leader.takes_over().await;
+    assert_eq!(leader.set_role("p0", "decode").await, 200);
+    leader.shows("p0", "decode").await;
+    // A stream of at least 3 s at 1.5 ms a step keeps its engine from the switch.
+    let body = p.chat(true, 200, 2000);
+    let data = leader.data;
+    let stream =
+        tokio::spawn(async move { send(data, post("/v1/chat/completions", body)).await.status });
+    let on = || (p.stats(0).running, d.stats(0).running);
+    until("it decodes", || on() != (0, 0)).await;
+    let (name, launched, engine) =
+        if on().1 > 0 { ("d", "decode", d.address(0)) } else { ("p0", "decode", p.address(0)) };
+    assert_eq!(leader.set_role(name, "prefill").await, 200);
+    leader.shows(name, "draining").await;
+    cluster.fake.as_mut().unwrap().stop();
+    leader.stops_leading().await;
+    assert_eq!(within(stream).await.unwrap(), 200);
+    leader.shows(name, launched).await;
+    let info = send(engine, get("/server_info")).await.json();
+    assert_eq!(info["internal_states"][0]["disaggregation_mode"], launched, "it was not called");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,6 +48,7 @@ mod manifests;
 mod models;
 mod overload;
 mod pd_protocol_rules;
+mod pd_role;
 mod plain_engines;
 mod pods;
 mod pool;

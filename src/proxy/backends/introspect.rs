@@ -66,6 +66,25 @@ pub(crate) async fn get(pool: &Pool, path: &'static str, timeout: Seconds) -> Op
     }
 }
 
+/// Answer to a query of an optional path.
+pub(crate) enum Answered {
+    /// The body of a 2xx answer.
+    Body(Bytes),
+    /// The engine does not have the path.
+    Missing,
+    /// No usable answer.
+    None,
+}
+
+/// Queries an optional path.
+pub(crate) async fn read(pool: &Pool, path: &'static str, timeout: Seconds) -> Answered {
+    match fetch(pool, path, timeout).await {
+        Reply::Body(body) => Answered::Body(body),
+        Reply::Missing => Answered::Missing,
+        _ => Answered::None,
+    }
+}
+
 /// The tokens that the engine counts in a prompt; `None` without an answer that has them.
 pub(crate) async fn count_tokens(pool: &Pool, body: Bytes, limit: Seconds) -> Option<Tokens> {
     let request = || Outgoing::own(&Method::POST, pool.address(), "/tokenize", body.clone());

@@ -5,6 +5,7 @@ pub(crate) mod demand;
 pub(crate) mod expand;
 pub mod fleet;
 pub(crate) mod introspect;
+pub(crate) mod pd_role;
 pub(crate) mod probe;
 pub(crate) mod sampled_prompts;
 pub(crate) mod startup_verification;

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::backends::fleet::Backend;
 use crate::backends::introspect::{self, ProbeResult, ReportedFacts};
+use crate::backends::pd_role;
 use crate::runtime::clock::Clock;
 
 /// Facts are requested again after this many probes, because LoRA adapters are loaded and unloaded.
@@ -72,7 +73,10 @@ pub async fn run(
         if well && (rounds == 0 || !backend.health.is_up()) {
             let timeout = params.timeout.max(FACTS_TIMEOUT);
             let facts = introspect::read_facts(&backend.pool, backend.kind, timeout).await;
-            if let Some(facts) = facts {
+            if let Some(mut facts) = facts {
+                if let Some(mode) = pd_role::mode(&backend, timeout).await {
+                    facts.facts.mode = Some(mode);
+                }
                 rounds = FACTS_EVERY;
                 report(&backend, facts, &found).await;
             }

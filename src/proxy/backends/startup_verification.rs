@@ -44,7 +44,7 @@ pub(crate) fn configured(backend: &BackendSettings, group: GroupId) -> Configure
 /// The configured mode. `None` for an engine with role switching, whose mode may have changed.
 fn mode(backend: &BackendSettings) -> Option<DisaggregationMode> {
     match backend.family() {
-        Family::SglangPd if backend.role_switch => None,
+        Family::SglangPd | Family::VllmPdRole if backend.role_switch => None,
         Family::SglangPd => backend.role.and_then(mode_of),
         // Only SGLang reports a mode; an SGLang engine in a PD mode refuses colocated requests.
         _ => Some(DisaggregationMode::Colocated),

@@ -63,7 +63,7 @@ impl EngineCompatibility {
     /// Judges all engines and applies the verdicts to `table` and to the backends.
     pub fn apply(&mut self, backends: &[Arc<Backend>], table: &mut RoutingTable) {
         for (configured, backend) in self.configured.iter_mut().zip(backends) {
-            if backend.family == Family::SglangPd {
+            if matches!(backend.family, Family::SglangPd | Family::VllmPdRole) {
                 // A draining or switching engine has no configured mode.
                 configured.mode = mode_of(table.plan.role(backend.id));
             }

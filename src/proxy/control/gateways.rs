@@ -69,6 +69,29 @@ impl Gateways {
     }
 }
 
+/// Permission to change an engine's role: the leadership during which the change was planned. It ends with
+/// that leadership, so that a former leader calls no engine.
+pub(super) struct Mandate(Option<(watch::Receiver<Leadership>, Option<u64>)>);
+
+impl Mandate {
+    /// The permission of this gateway present; without an election it does not end.
+    pub(super) fn of(gateways: &Option<Gateways>) -> Mandate {
+        Mandate(gateways.as_ref().map(|gateways| {
+            let epoch = gateways.leadership.borrow().epoch;
+            (gateways.leadership.clone(), epoch)
+        }))
+    }
+
+    /// Whether the leadership has not ended.
+    pub(super) fn holds(&self) -> bool {
+        self.0.as_ref().is_none_or(|(leadership, epoch)| {
+            let present = leadership.borrow();
+            present.epoch == *epoch
+                && present.leads_until.is_some_and(|until| Instant::now() < until)
+        })
+    }
+}
+
 impl Control {
     /// Whether this gateway decides about roles.
     pub(super) fn leads(&self) -> bool {
@@ -135,6 +158,10 @@ impl Control {
         let (number, now) = (plan.number(), self.proxy.clock.now());
         self.publish(RoutingTable { plan, ..table.clone() });
         for flip in flips {
+            let calls = self.calls_for(flip.backend, flip.from, flip.to);
+            if calls {
+                self.verified(flip.backend, flip.to);
+            }
             self.state.flipped(flip.backend);
             self.recording.flipped(now, flip.backend);
             self.record_flip(number, flip, ("leader", "applied"), Numbers::new(), now);

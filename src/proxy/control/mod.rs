@@ -11,6 +11,7 @@ pub mod operator;
 pub mod operator_backends;
 pub mod operator_roles;
 mod pace;
+mod pd_role_switch;
 pub mod pins;
 mod revise;
 mod streams;
@@ -42,6 +43,7 @@ use pins::Pins;
 
 pub use catalog::{Catalog, ConfiguredModels, KnownModel};
 pub use gateways::Gateways;
+use gateways::Mandate;
 pub use gateways::{Leadership, NamedRoles};
 pub use membership::{Desired, FleetUpdate, Membership};
 pub use operator::{Hold, RoleCommand};
@@ -459,8 +461,9 @@ impl Control {
         });
         let peers = peers.cloned().collect();
         let results = self.switches.0.clone();
+        let mandate = Mandate::of(&self.gateways);
         tokio::spawn(async move {
-            let end = switch::run(backend, peers, to).await;
+            let end = switch::run(backend, peers, to, mandate).await;
             // The receiver is dropped only when the process stops.
             results.send(switch::FinishedSwitch { backend: id, from, to, cause, end }).await.ok();
         });
@@ -486,9 +489,7 @@ impl Control {
         }
         let flip = Flip { backend, from: Role::Draining, to: role };
         if end == switch::SwitchResult::Switched {
-            // A role switch empties the engine's prefix cache.
-            self.proxy.fleet.prefixes.forget(backend);
-            self.compatibility.switched(backend, role);
+            self.verified(backend, role);
         }
         self.apply(flip, cause, result, Numbers::new(), self.proxy.clock.now());
         self.check_compatibility();

@@ -1,9 +1,10 @@
-//! A role switch that the engine performs itself (SGLang): drain, call, verify. It runs beside the
+//! A role switch that the engine performs itself (SGLang, vLLM): drain, call, verify. It runs beside the
 //! control loop and reports its result to it; it never changes the routing table.
 
 use bytes::Bytes;
-use http::Method;
+use http::{Method, StatusCode};
 use std::sync::Arc;
+use tidegate_engine::Family;
 use tidegate_engine::role_switch::{
     DecodeGraphs, INFO_PATH, SWITCH_PATH, SwitchOutcome, decode_graphs, read_switch, role_now,
     switch_body,
@@ -11,6 +12,8 @@ use tidegate_engine::role_switch::{
 use tidegate_types::{BackendId, Role, Seconds};
 use tokio::time::{Instant, sleep};
 
+use super::gateways::Mandate;
+use super::{Control, pd_role_switch};
 use crate::backends::fleet::Backend;
 use crate::upstream::Outgoing;
 use crate::upstream::read_all;
@@ -50,8 +53,13 @@ pub struct FinishedSwitch {
 
 /// Drains `backend`, requests the switch and verifies the new role. `peers` supply their decode CUDA
 /// graph sizes, which a new decode engine needs. The caller places no new work on `backend`
-/// meanwhile.
-pub async fn run(backend: Arc<Backend>, peers: Vec<Arc<Backend>>, to: Role) -> SwitchResult {
+/// meanwhile. The engine is called only while `mandate` holds.
+pub async fn run(
+    backend: Arc<Backend>,
+    peers: Vec<Arc<Backend>>,
+    to: Role,
+    mandate: Mandate,
+) -> SwitchResult {
     let deadline = Instant::now() + DRAIN_MAX.to_duration();
     while !backend.account.total().is_settled() {
         if Instant::now() > deadline {
@@ -60,10 +68,28 @@ pub async fn run(backend: Arc<Backend>, peers: Vec<Arc<Backend>>, to: Role) -> S
         }
         sleep(POLL_INTERVAL.to_duration()).await;
     }
-    let graphs = if to == Role::Decode { graphs_of(&peers).await } else { None };
+    match backend.family {
+        Family::VllmPdRole => pd_role_switch::run(&backend, to, &mandate, deadline).await,
+        _ => sglang(&backend, &peers, to, &mandate, deadline).await,
+    }
+}
+
+/// SGLang's switch of a drained engine.
+async fn sglang(
+    backend: &Backend,
+    peers: &[Arc<Backend>],
+    to: Role,
+    mandate: &Mandate,
+    deadline: Instant,
+) -> SwitchResult {
+    let graphs = if to == Role::Decode { graphs_of(peers).await } else { None };
     let body = switch_body(to, graphs.as_ref());
     loop {
-        let Some(answer) = exchange(&backend, Method::POST, SWITCH_PATH, body.clone()).await else {
+        if !mandate.holds() {
+            return lapsed(backend);
+        }
+        let Some((_, answer)) = exchange(backend, Method::POST, SWITCH_PATH, body.clone()).await
+        else {
             tracing::error!(backend = %backend.name, "role switch: no answer from the engine");
             return SwitchResult::Broken;
         };
@@ -80,8 +106,8 @@ pub async fn run(backend: Arc<Backend>, peers: Vec<Arc<Backend>>, to: Role) -> S
         }
     }
     // A switch without effect answers with success too, so the role is read back.
-    let info = exchange(&backend, Method::GET, INFO_PATH, Bytes::new()).await;
-    match info.and_then(|info| role_now(&info)) {
+    let info = exchange(backend, Method::GET, INFO_PATH, Bytes::new()).await;
+    match info.and_then(|(_, info)| role_now(&info)) {
         Some(role) if role == to => SwitchResult::Switched,
         role => {
             let role = role.map_or("none", Role::as_str);
@@ -91,24 +117,42 @@ pub async fn run(backend: Arc<Backend>, peers: Vec<Arc<Backend>>, to: Role) -> S
     }
 }
 
+/// The result for a gateway that no longer leads.
+pub(super) fn lapsed(backend: &Backend) -> SwitchResult {
+    tracing::warn!(backend = %backend.name, "role switch: this gateway no longer leads, the engine is not called");
+    SwitchResult::Restored
+}
+
+impl Control {
+    /// Records that an engine has switched to `role`, as this gateway or the leader has verified.
+    pub(super) fn verified(&mut self, backend: BackendId, role: Role) {
+        if self.proxy.fleet.backend(backend).family == Family::SglangPd {
+            // SGLang's role switch empties the prefix cache.
+            self.proxy.fleet.prefixes.forget(backend);
+        }
+        self.compatibility.switched(backend, role);
+    }
+}
+
 async fn graphs_of(peers: &[Arc<Backend>]) -> Option<DecodeGraphs> {
     for peer in peers {
         let info = exchange(peer, Method::GET, INFO_PATH, Bytes::new()).await;
-        if let Some(graphs) = info.and_then(|info| decode_graphs(&info)) {
+        if let Some(graphs) = info.and_then(|(_, info)| decode_graphs(&info)) {
             return Some(graphs);
         }
     }
     None
 }
 
-/// The body of the engine's answer, whatever its status; `None` without an answer.
-async fn exchange(
+/// The status and body of the engine's answer; `None` without an answer.
+pub(super) async fn exchange(
     backend: &Backend,
     method: Method,
     path: &'static str,
     body: Bytes,
-) -> Option<Bytes> {
+) -> Option<(StatusCode, Bytes)> {
     let request = || Outgoing::own(&method, backend.pool.address(), path, body.clone());
     let answer = backend.pool.send(request).await.ok()?;
-    read_all(answer.body, ANSWER_MAX).await.ok()
+    let status = answer.head.status;
+    Some((status, read_all(answer.body, ANSWER_MAX).await.ok()?))
 }

@@ -6,7 +6,7 @@ use http::header::CONTENT_TYPE;
 use std::pin::pin;
 use std::sync::Arc;
 use tidegate_engine::{Handoff, LegBody, Scan};
-use tidegate_types::{Moment, Tokens};
+use tidegate_types::{Moment, Role, Tokens};
 
 use crate::backends::fleet::{Backend, Stage};
 use crate::dispatch::answer::{self, OpenedAnswer, OpenedBody};
@@ -159,7 +159,7 @@ async fn prefilled(
     attempt: u32,
 ) -> Result<Option<(Head, Bytes)>, LegProblem> {
     let EngineAnswer { mut head, body } =
-        leg::send_unbounded(serving, backend, leg, attempt, &|| ()).await?;
+        leg::send_unbounded(serving, backend, Role::Prefill, leg, attempt, &|| ()).await?;
     if leg::may_be_the_edits(backend, head.status.as_u16()) {
         return Ok(None);
     }

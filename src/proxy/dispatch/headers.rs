@@ -2,8 +2,10 @@
 //! tidegate sets.
 
 use http::header::{ACCEPT_ENCODING, CONNECTION, HeaderMap, HeaderName, HeaderValue};
+use tidegate_engine::pd_role::{EPOCH_HEADER, ROLE_HEADER};
 use tidegate_filters::CREDENTIALS;
 use tidegate_http1::{RequestHeadWriter, is_hop_by_hop, is_listed};
+use tidegate_types::Role;
 
 use crate::upstream::Address;
 
@@ -19,6 +21,8 @@ pub struct AttemptIds<'a> {
     pub request_id: &'a str,
     /// `traceparent` of this hop.
     pub traceparent: &'a str,
+    /// Role and epoch that an engine with enforced roles requires.
+    pub admission: Option<(Role, u64)>,
 }
 
 /// Writes the headers of a leg: the client's end-to-end headers, those that tidegate sets, and the leg's
@@ -42,6 +46,7 @@ pub fn for_leg(
             || *name == TRACEPARENT
             // An engine with its own key gets no client's.
             || address.key.is_some() && CREDENTIALS.contains(&text)
+            || identity.admission.is_some() && [ROLE_HEADER, EPOCH_HEADER].contains(&text)
             || own.is_some_and(|(own, _)| own == text);
         let is_hop = is_hop_by_hop(text.as_bytes())
             || named.iter().any(|list| is_listed(list, text.as_bytes()));
@@ -54,6 +59,10 @@ pub fn for_leg(
     // Both ids were checked to be visible ASCII when accepted or generated.
     head.header(X_REQUEST_ID.as_str(), identity.request_id.as_bytes());
     head.header(TRACEPARENT.as_str(), identity.traceparent.as_bytes());
+    if let Some((role, epoch)) = identity.admission {
+        head.header(ROLE_HEADER, role.as_str().as_bytes());
+        head.header(EPOCH_HEADER, epoch.to_string().as_bytes());
+    }
     if let Some((name, value)) = own {
         head.header(name, value.as_bytes());
     }
@@ -85,11 +94,16 @@ mod tests {
             ("host", "proxy"),
             ("x-request-id", "theirs"),
             ("x-own", "theirs"),
+            ("x-vllm-pd-epoch", "9"),
             ("accept-encoding", "gzip, br"),
         ] {
             client.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        let identity = AttemptIds { request_id: "r-1", traceparent: "00-a-b-01" };
+        let identity = AttemptIds {
+            request_id: "r-1",
+            traceparent: "00-a-b-01",
+            admission: Some((Role::Decode, 3)),
+        };
         let mut head = RequestHeadWriter::new(&Method::GET, &PathAndQuery::from_static("/"));
         let address = Address::parse("http://engine:1").unwrap();
         for_leg(&mut head, &client, &address, identity, Some(("x-own", "ours")));
@@ -108,6 +122,8 @@ mod tests {
                 "x-custom: 2",
                 "x-own: ours",
                 "x-request-id: r-1",
+                "x-vllm-pd-epoch: 3",
+                "x-vllm-pd-role: decode",
             ]
         );
     }
@@ -118,7 +134,7 @@ mod tests {
         for name in ["authorization", "x-api-key", "api-key"] {
             client.append(HeaderName::from_static(name), HeaderValue::from_static("theirs"));
         }
-        let identity = AttemptIds { request_id: "r-1", traceparent: "00-a-b-01" };
+        let identity = AttemptIds { request_id: "r-1", traceparent: "00-a-b-01", admission: None };
         let mut head = RequestHeadWriter::new(&Method::GET, &PathAndQuery::from_static("/"));
         let address = Address::parse("http://engine:1").unwrap().with_key("ours").unwrap();
         for_leg(&mut head, &client, &address, identity, None);

@@ -1,15 +1,17 @@
 //! One leg: sends it to an engine, reads its answer, notes its progress. Used by colocated.rs,
 //! disaggregated.rs, concurrent_legs.rs and named_prefill.rs.
 
+use http::StatusCode;
 use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
-use tidegate_engine::{LegBody, is_load};
+use tidegate_engine::pd_role::{Phase, read_status};
+use tidegate_engine::{Family, LegBody, is_load};
 use tidegate_filters::Accepted;
 use tidegate_scheduler::inflight::Balance;
 use tidegate_scheduler::learn::{HandOffSample, Sample};
 use tidegate_scheduler::placement::{DecodeRequest, FleetLoads};
-use tidegate_types::{Moment, Seconds, Tokens};
+use tidegate_types::{Moment, Role, Seconds, Tokens};
 
 use crate::backends::fleet::{Backend, KnownPrefixes};
 use crate::dispatch::answer::{self, OpenedAnswer, OpenedBody};
@@ -21,11 +23,13 @@ use crate::dispatch::settle::RequestProgress;
 use crate::dispatch::watch::watched;
 use crate::telemetry::control_events::ControlEvent;
 use crate::upstream::failure::{LegFailure, LegKind, LegProblem};
-use crate::upstream::{EngineAnswer, Head};
+use crate::upstream::{EngineAnswer, Head, read_all};
 
 /// Largest answer to a prefill leg, in bytes. Its hand-off names every KV block of the prompt: about
 /// 8 bytes per block of 16 tokens, 0.5 MB for a million tokens.
 pub(crate) const PREFILL_ANSWER_MAX: usize = 8 << 20;
+/// Largest refusal by an engine with enforced roles, in bytes.
+const REFUSAL_MAX: usize = 64 << 10;
 
 /// Sends a leg and reads its answer up to its first byte, within the first-byte time-out. `with`: the
 /// other engine that the leg depends on. `on_connected` is called before the leg is written to its
@@ -40,30 +44,55 @@ pub(crate) async fn answered(
     on_connected: &(dyn Fn() + Sync),
 ) -> Result<(Head, OpenedBody), LegProblem> {
     let answered = pin!(async {
-        let answer = send_unbounded(serving, backend, leg, attempt, on_connected).await?;
+        let answer =
+            send_unbounded(serving, backend, Role::Decode, leg, attempt, on_connected).await?;
         answer::open(answer, serving.accepted.endpoint).await
     });
     let predicted = predicted + serving.decode_time(backend);
     watched(serving, [Some(backend), with], predicted, answered).await
 }
 
-/// Sends a leg; the time to its head is not limited here (see watch.rs).
+/// Sends a leg; the time to its head is not limited here (see watch.rs). `role`: the role that an engine
+/// with enforced roles must have.
 pub(crate) async fn send_unbounded(
     serving: &Serving<'_>,
     backend: &Backend,
+    role: Role,
     leg: LegBody,
     attempt: u32,
     on_connected: &(dyn Fn() + Sync),
 ) -> Result<EngineAnswer, LegProblem> {
     let accepted = serving.accepted;
     let request_id = request_id(&accepted.request_id, attempt);
-    let identity = identity(&request_id, accepted);
     let address = backend.pool.address();
-    let request = || {
-        on_connected();
-        serving.inbound.leg(address, identity, &leg)
-    };
-    Ok(backend.pool.send_unbounded(request).await?)
+    let mut epoch = backend.epoch.get();
+    loop {
+        let admission = epoch.map(|epoch| (role, epoch));
+        let identity = AttemptIds { admission, ..identity(&request_id, accepted) };
+        let request = || {
+            on_connected();
+            serving.inbound.leg(address, identity, &leg)
+        };
+        let answer = backend.pool.send_unbounded(request).await?;
+        let refused = answer.head.status == StatusCode::CONFLICT
+            && backend.family == Family::VllmPdRole
+            && backend.family.splits(accepted.endpoint);
+        if !refused {
+            return Ok(answer);
+        }
+        // Refused before inference: the epoch is that of a restarted engine, or another gateway has
+        // requested a switch. Boxed, because it is rare.
+        let body = Box::pin(read_all(answer.body, REFUSAL_MAX)).await?;
+        let status = read_status(&body).filter(|status| status.phase == Phase::Ready);
+        let Some(status) = status.filter(|status| status.role == role) else {
+            return Err(LegProblem::NotAdmitted(role));
+        };
+        if epoch == Some(status.epoch) {
+            return Err(LegProblem::NotAdmitted(role));
+        }
+        backend.epoch.set(status.epoch);
+        epoch = Some(status.epoch);
+    }
 }
 
 /// Returns the request id of an attempt. Engines key their work by it, so that each attempt has its own.
@@ -76,7 +105,7 @@ pub(crate) fn request_id(given: &str, attempt: u32) -> Cow<'_, str> {
 
 /// Returns the ids of one attempt.
 pub(crate) fn identity<'a>(request_id: &'a str, accepted: &'a Accepted) -> AttemptIds<'a> {
-    AttemptIds { request_id, traceparent: accepted.traceparent.as_ref() }
+    AttemptIds { request_id, traceparent: accepted.traceparent.as_ref(), admission: None }
 }
 
 /// Returns an answer whose first byte has arrived, and records the backend's success.

@@ -246,22 +246,26 @@ async fn attempt(from: &Backend, to: &Backend, model: &str) -> Result<(), TrialR
     match request.legs(from.family, &rendezvous) {
         Legs::Colocated => Err(TrialResult::Unknown),
         Legs::PrefillFirst { prefill } => {
-            let answer = leg(from, prefill.into()).await?;
+            let answer = leg(from, Role::Prefill, prefill.into()).await?;
             let decode = request.decode_leg(from.family, &answer, key);
             let decode =
                 decode.map_err(|why| TrialResult::Fails(format!("{}: {why}", from.name)))?;
-            leg(to, decode).await.map(drop)
+            leg(to, Role::Decode, decode).await.map(drop)
         }
         Legs::Concurrent(pair) => {
-            let (prefill, decode) = tokio::join!(leg(from, pair.prefill), leg(to, pair.decode));
+            let (prefill, decode) = tokio::join!(
+                leg(from, Role::Prefill, pair.prefill),
+                leg(to, Role::Decode, pair.decode)
+            );
             prefill.and(decode).map(drop)
         }
     }
 }
 
 /// Sends a leg and reads its answer.
-async fn leg(on: &Backend, leg: LegBody) -> Result<Bytes, TrialResult> {
-    let request = || Outgoing::own_leg(on.pool.address(), TRIAL_PATH, &leg);
+async fn leg(on: &Backend, role: Role, leg: LegBody) -> Result<Bytes, TrialResult> {
+    let admission = on.epoch.get().map(|epoch| (role, epoch));
+    let request = || Outgoing::own_leg(on.pool.address(), TRIAL_PATH, &leg, admission);
     let exchange = async {
         let answer = on.pool.send(request).await?;
         let status = answer.head.status;

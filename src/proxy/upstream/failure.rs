@@ -1,10 +1,11 @@
 //! Failures of legs and requests as values: cause, backend, and whether a retry may succeed. Only
 //! `respond.rs` converts them to HTTP.
 
+use http::StatusCode;
 use std::sync::Arc;
 use thiserror::Error;
 use tidegate_engine::{ApiError, FailureKind, ProtocolError, is_load};
-use tidegate_types::{BackendId, Seconds};
+use tidegate_types::{BackendId, Role, Seconds};
 
 use crate::upstream::error_answer::ErrorAnswer;
 use crate::upstream::{BrokenOff, ExchangeError};
@@ -45,7 +46,7 @@ pub enum LegProblem {
     Answered(Box<ErrorAnswer>),
     /// Status of a failed rendezvous query before the leg.
     #[error("answered {0}")]
-    Status(http::StatusCode),
+    Status(StatusCode),
     /// The leg was abandoned: its engine, or the one that it depends on, is dead or silent.
     #[error("abandoned: backend {backend}: {why}")]
     Abandoned {
@@ -57,6 +58,9 @@ pub enum LegProblem {
     /// The rendezvous query before the leg failed. The engine's own port may be healthy.
     #[error("the rendezvous query failed: {0}")]
     RendezvousFailed(#[source] Box<LegProblem>),
+    /// An engine with enforced roles has another role, or is changing it; it has not begun the leg.
+    #[error("not admitted: the engine is not in role {0}")]
+    NotAdmitted(Role),
     /// The answer has an unsupported content coding, although `identity` was requested.
     #[error("unrequested content-encoding in the answer: {0}")]
     Encoded(String),
@@ -93,7 +97,12 @@ impl LegProblem {
     /// abandoned legs and failed rendezvous queries are attributed at once.
     pub fn is_pending(&self) -> bool {
         let clear = self.is_unreachable()
-            || matches!(self, LegProblem::RendezvousFailed(_) | LegProblem::Abandoned { .. });
+            || matches!(
+                self,
+                LegProblem::RendezvousFailed(_)
+                    | LegProblem::Abandoned { .. }
+                    | LegProblem::NotAdmitted(_)
+            );
         let load = |answer: &ErrorAnswer| answer.status.is_some_and(is_load);
         !clear && !self.error_answer().is_some_and(load)
     }
@@ -106,6 +115,10 @@ impl LegProblem {
             }
             LegProblem::Exchange(ExchangeError::AnswerTimeout(_)) => FailureKind::TimedOut,
             LegProblem::Answered(answer) => FailureKind::Answered(answer.status),
+            // As an engine that is busy: another one may admit the leg.
+            LegProblem::NotAdmitted(_) => {
+                FailureKind::Answered(Some(StatusCode::SERVICE_UNAVAILABLE.as_u16()))
+            }
             LegProblem::Status(status) => FailureKind::Answered(Some(status.as_u16())),
             _ => FailureKind::Broken,
         }

@@ -5,7 +5,9 @@ use http::Method;
 use http::uri::PathAndQuery;
 use std::io::IoSlice;
 use tidegate_engine::LegBody;
+use tidegate_engine::pd_role::{EPOCH_HEADER, ROLE_HEADER};
 use tidegate_http1::RequestHeadWriter;
+use tidegate_types::Role;
 
 use super::Address;
 
@@ -48,12 +50,22 @@ impl Outgoing {
     }
 
     /// Creates a leg of one of tidegate's own requests.
-    pub fn own_leg(address: &Address, path: &'static str, leg: &LegBody) -> Outgoing {
+    /// `admission`: role and epoch for an engine with enforced roles.
+    pub fn own_leg(
+        address: &Address,
+        path: &'static str,
+        leg: &LegBody,
+        admission: Option<(Role, u64)>,
+    ) -> Outgoing {
         let target = PathAndQuery::from_static(path);
         let mut head = RequestHeadWriter::new(&Method::POST, &address.target(&target));
         head.header("host", address.authority.as_str().as_bytes());
         if let Some(key) = &address.key {
             head.header("authorization", key.as_bytes());
+        }
+        if let Some((role, epoch)) = admission {
+            head.header(ROLE_HEADER, role.as_str().as_bytes());
+            head.header(EPOCH_HEADER, epoch.to_string().as_bytes());
         }
         if let Some((name, value)) = &leg.header {
             head.header(name, value.as_bytes());

@@ -188,7 +188,8 @@ pub struct BackendSettings {
     pub disagg_key: Option<Secret>,
     /// File that holds `disagg_key`.
     pub disagg_key_file: Option<PathBuf>,
-    /// SGLang was started with `--enable-pd-role-switch`: operators can change its role.
+    /// The engine changes its role by a call: SGLang with `--enable-pd-role-switch`, or vLLM with
+    /// `pd_role` in `--kv-transfer-config` (RFC 56133, experimental).
     pub role_switch: bool,
     /// Compatibility group: backends of one group may hand KV cache to each other; absent: all with
     /// the same engine, connector, version and models.

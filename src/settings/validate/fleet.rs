@@ -246,18 +246,26 @@ fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mu
         "add connector = \"nixl\"",
     );
     // The role of a pod is given by its label.
-    if backend.connector == Connector::Bootstrap && backend.kubernetes.is_none() {
+    let launched = backend.connector == Connector::Bootstrap || backend.role_switch;
+    if launched && backend.kubernetes.is_none() {
         let role = path("role");
-        let hint = "\"prefill\" or \"decode\", its --disaggregation-mode";
+        let hint = "\"prefill\" or \"decode\", its --disaggregation-mode or pd_role";
         let is_fixed = matches!(backend.role, Some(Role::Prefill | Role::Decode));
         found.check_with(is_fixed, &role, &[&connector], "is missing", hint);
     }
     found.check_with(
-        !backend.role_switch || backend.connector == Connector::Bootstrap,
+        !backend.role_switch || matches!(backend.connector, Connector::Bootstrap | Connector::Nixl),
         &path("role_switch"),
         &[&connector],
-        "requires SGLang's disaggregation",
-        "add connector = \"bootstrap\"",
+        "requires SGLang's disaggregation or vLLM's NixlConnector",
+        "add connector = \"bootstrap\" or \"nixl\"",
+    );
+    found.check_with(
+        !backend.role_switch || backend.kv_role == KvRole::KvBoth,
+        &path("role_switch"),
+        &[&path("kv_role")],
+        "requires an engine that can take both roles",
+        "remove kv_role",
     );
     transceivers(backend, path, found);
     for (key, port) in [

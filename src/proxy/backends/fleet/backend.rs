@@ -8,6 +8,7 @@ use tidegate_scheduler::inflight::{Account, Balance};
 use tidegate_scheduler::learn::HitSource;
 use tidegate_types::{BackendId, GroupId, Moment, Role, RoleCapability, RoleSet, Seconds, Tokens};
 
+use super::engine_epoch::EngineEpoch;
 use super::hand_offs::HandOffTrials;
 use super::health::{Health, HealthParams};
 use super::pin::Pin;
@@ -40,6 +41,8 @@ pub struct Backend {
     pub rendezvous_port: u16,
     /// Rendezvous data, fetched before its first hand-off.
     pub bootstrap: Bootstrap,
+    /// Its epoch, if it enforces its role.
+    pub epoch: EngineEpoch,
     /// HMAC key that authenticates hand-offs within its group.
     pub key: Option<Box<[u8]>>,
     /// Paths it serves beside those of its kind; `*` matches one segment.
@@ -132,6 +135,7 @@ impl Backend {
             kv_capacity_is_set: kv_capacity.is_set,
             rendezvous_port,
             bootstrap,
+            epoch: EngineEpoch::default(),
             key,
             paths,
             pool,

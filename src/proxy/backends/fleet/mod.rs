@@ -3,6 +3,7 @@
 //! table; the control loop is its only writer.
 
 mod backend;
+mod engine_epoch;
 mod gaps;
 mod hand_offs;
 mod health;
@@ -14,6 +15,7 @@ mod table;
 mod view;
 
 pub use backend::{Backend, EngineReport, KvCapacity};
+pub use engine_epoch::EngineEpoch;
 pub use gaps::{GAP_BUCKETS, GAPS, Gaps};
 pub use hand_offs::{FailedHandOff, HandOffTrials};
 pub use health::{BACK_OFF_REQUESTED_MAX, Health, HealthParams};
