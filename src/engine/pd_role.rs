@@ -16,7 +16,7 @@ const DRAIN_TIMEOUT_MAX: Seconds = Seconds(3600.0);
 
 /// State of an engine's role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum SwitchPhase {
     /// It admits legs of its role and epoch.
     Ready,
     /// It is changing its role, or going back to the old one, and admits nothing.
@@ -33,7 +33,7 @@ pub struct PdRoleStatus {
     /// Number of role switches since its start.
     pub epoch: u64,
     /// Whether it admits legs.
-    pub phase: Phase,
+    pub phase: SwitchPhase,
     /// Reason for the failure of the last switch.
     pub error: Option<String>,
 }
@@ -57,10 +57,10 @@ pub fn read_status(answer: &[u8]) -> Option<PdRoleStatus> {
         _ => return None,
     };
     let phase = match wire.phase.as_str() {
-        "ready" => Phase::Ready,
-        "failed" => Phase::Failed,
+        "ready" => SwitchPhase::Ready,
+        "failed" => SwitchPhase::Failed,
         // draining, preparing, committing, rolling_back
-        _ => Phase::Changing,
+        _ => SwitchPhase::Changing,
     };
     Some(PdRoleStatus { role, epoch: wire.epoch, phase, error: wire.error })
 }
@@ -91,11 +91,11 @@ mod tests {
             )
             .map(|status| (status.role, status.epoch, status.phase))
         };
-        assert_eq!(status("ready"), Some((Role::Decode, 3, Phase::Ready)));
+        assert_eq!(status("ready"), Some((Role::Decode, 3, SwitchPhase::Ready)));
         for phase in ["draining", "preparing", "committing", "rolling_back"] {
-            assert_eq!(status(phase), Some((Role::Decode, 3, Phase::Changing)), "{phase}");
+            assert_eq!(status(phase), Some((Role::Decode, 3, SwitchPhase::Changing)), "{phase}");
         }
-        assert_eq!(status("failed"), Some((Role::Decode, 3, Phase::Failed)));
+        assert_eq!(status("failed"), Some((Role::Decode, 3, SwitchPhase::Failed)));
         let refused = b"{\"error\":\"This endpoint is unsupported with runtime P/D switching\"}";
         assert_eq!(read_status(refused), None);
         assert_eq!(read_status(b"{\"detail\":\"Stale role epoch\"}"), None);

@@ -1,7 +1,7 @@
 //! Status of a vLLM engine that enforces its role (docs/spec/engine-protocols.md#vllm-pd-role).
 
 use tidegate_engine::Family;
-use tidegate_engine::pd_role::{PATH, PdRoleStatus, Phase, read_status};
+use tidegate_engine::pd_role::{PATH, PdRoleStatus, SwitchPhase, read_status};
 use tidegate_signals::facts::DisaggregationMode;
 use tidegate_types::Seconds;
 
@@ -45,7 +45,7 @@ pub(crate) async fn mode(backend: &Backend, timeout: Seconds) -> Option<Disaggre
         return None;
     }
     match query(backend, timeout).await {
-        PdRoleAnswer::Status(status) if status.phase == Phase::Ready => {
+        PdRoleAnswer::Status(status) if status.phase == SwitchPhase::Ready => {
             Some(DisaggregationMode::Half(status.role))
         }
         _ => None,

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use tidegate_engine::pd_role::{PATH, PdRoleStatus, Phase, switch_body};
+use tidegate_engine::pd_role::{PATH, PdRoleStatus, SwitchPhase, switch_body};
 use tidegate_types::{Role, Seconds};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -30,13 +30,13 @@ pub(super) async fn run(
 ) -> SwitchResult {
     let before = match query(backend, QUERY_TIMEOUT).await {
         PdRoleAnswer::Absent => return SwitchResult::Switched,
-        PdRoleAnswer::Status(status) if status.phase != Phase::Changing => status,
+        PdRoleAnswer::Status(status) if status.phase != SwitchPhase::Changing => status,
         _ => match settled(backend, deadline + ROLLBACK_MAX.to_duration()).await {
             Some(status) => status,
             None => return unknown(backend),
         },
     };
-    if before.phase == Phase::Failed || before.role == to {
+    if before.phase == SwitchPhase::Failed || before.role == to {
         return result(backend, &before, to);
     }
     if !mandate.holds() {
@@ -66,7 +66,9 @@ async fn call(backend: &Backend, body: Bytes, deadline: Instant) -> Option<(Stat
 async fn settled(backend: &Backend, deadline: Instant) -> Option<PdRoleStatus> {
     while Instant::now() < deadline && !backend.has_left() {
         match query(backend, QUERY_TIMEOUT).await {
-            PdRoleAnswer::Status(status) if status.phase != Phase::Changing => return Some(status),
+            PdRoleAnswer::Status(status) if status.phase != SwitchPhase::Changing => {
+                return Some(status);
+            }
             _ => sleep(POLL_INTERVAL.to_duration()).await,
         }
     }
@@ -76,12 +78,12 @@ async fn settled(backend: &Backend, deadline: Instant) -> Option<PdRoleStatus> {
 fn result(backend: &Backend, status: &PdRoleStatus, to: Role) -> SwitchResult {
     let why = status.error.as_deref().unwrap_or("no reason given");
     match status.phase {
-        Phase::Ready if status.role == to => SwitchResult::Switched,
-        Phase::Ready => {
+        SwitchPhase::Ready if status.role == to => SwitchResult::Switched,
+        SwitchPhase::Ready => {
             tracing::warn!(backend = %backend.name, "role switch: the engine keeps role {}: {why}", status.role);
             SwitchResult::Restored
         }
-        Phase::Changing | Phase::Failed => {
+        SwitchPhase::Changing | SwitchPhase::Failed => {
             tracing::error!(backend = %backend.name, "role switch failed: the engine admits no requests and must be restarted: {why}");
             SwitchResult::Broken
         }

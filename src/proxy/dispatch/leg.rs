@@ -5,7 +5,7 @@ use http::StatusCode;
 use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
-use tidegate_engine::pd_role::{Phase, read_status};
+use tidegate_engine::pd_role::{SwitchPhase, read_status};
 use tidegate_engine::{Family, LegBody, is_load};
 use tidegate_filters::Accepted;
 use tidegate_scheduler::inflight::Balance;
@@ -65,7 +65,7 @@ pub(crate) async fn send_unbounded(
     let accepted = serving.accepted;
     let request_id = request_id(&accepted.request_id, attempt);
     let address = backend.pool.address();
-    let mut epoch = backend.epoch.get();
+    let (mut epoch, mut is_second) = (backend.epoch.get(), false);
     loop {
         let admission = epoch.map(|epoch| (role, epoch));
         let identity = AttemptIds { admission, ..identity(&request_id, accepted) };
@@ -83,15 +83,16 @@ pub(crate) async fn send_unbounded(
         // Refused before inference: the epoch is that of a restarted engine, or another gateway has
         // requested a switch. Boxed, because it is rare.
         let body = Box::pin(read_all(answer.body, REFUSAL_MAX)).await?;
-        let status = read_status(&body).filter(|status| status.phase == Phase::Ready);
+        let status = read_status(&body).filter(|status| status.phase == SwitchPhase::Ready);
         let Some(status) = status.filter(|status| status.role == role) else {
             return Err(LegProblem::NotAdmitted(role));
         };
-        if epoch == Some(status.epoch) {
+        // Sent again once: an engine may name another epoch each time.
+        if is_second || epoch == Some(status.epoch) {
             return Err(LegProblem::NotAdmitted(role));
         }
         backend.epoch.set(status.epoch);
-        epoch = Some(status.epoch);
+        (epoch, is_second) = (Some(status.epoch), true);
     }
 }
 
