@@ -359,6 +359,26 @@ async fn a_hand_off_quoted_in_an_error_is_redacted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_hand_off_quoted_in_an_error_beside_the_first_token_is_redacted() {
+    let token = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n";
+    let error =
+        "data: {\"error\":{\"message\":\"bad {'kv_transfer_params': {'remote_host': 'h'}}\"}}\n\n";
+    let both = chunk(&format!("{token}{error}"));
+    let engine = RawEngine::scripted(move |_, _| {
+        vec![Play::bytes(EVENTS), both.clone(), Play::bytes("0\r\n\r\n")]
+    })
+    .await;
+    let proxy = Proxy::start("", &[engine.engine("a")]).await;
+    let answer = proxy.post("/v1/chat/completions", STREAM).await;
+    let text = answer.body.clone();
+    assert!(
+        text.contains("\"content\":\"a\"") && text.contains("'kv_transfer_params': null"),
+        "{text}"
+    );
+    assert!(!text.contains("remote_host"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_held_open_after_its_last_choice_ends_with_the_apis_end_mark() {
     let finished = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"}]}\n\n";
     let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1,\"total_tokens\":2}}\n\n";

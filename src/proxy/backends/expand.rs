@@ -99,6 +99,24 @@ pub fn is_made_of(one: &BackendSettings, entry: &BackendSettings) -> bool {
     made(entry, &address, ip, number) == *one
 }
 
+/// Replaces each entry with `expand` that was not resolved by the backends in force that were made of
+/// it, if there are any: their addresses count as those of the name.
+pub fn as_in_force(
+    wanted: Vec<BackendSettings>,
+    in_force: &[BackendSettings],
+) -> Vec<BackendSettings> {
+    let mut all = Vec::with_capacity(wanted.len());
+    for backend in wanted {
+        let is_made = |one: &&BackendSettings| backend.expand && is_made_of(one, &backend);
+        let made: Vec<&BackendSettings> = in_force.iter().filter(is_made).collect();
+        match made.is_empty() {
+            true => all.push(backend),
+            false => all.extend(made.into_iter().cloned()),
+        }
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +159,8 @@ mod tests {
         };
         let made: Vec<bool> = all.iter().map(|one| is_made_of(one, &entry)).collect();
         assert_eq!(made, [true, true, true, false]);
+        assert_eq!(as_in_force(vec![entry.clone()], &all), all[..3], "unresolved: the known ones");
+        assert_eq!(as_in_force(vec![entry.clone()], &[]), std::slice::from_ref(&entry), "unknown");
         let changed = BackendSettings { streams_max: 1, ..entry };
         assert!(!is_made_of(&all[0], &changed));
         let tls = expanded("https://engines", &["10.0.0.9"]);

@@ -149,6 +149,8 @@ impl FailedAttempts {
         let sign = failure.problem.sign();
         let evidence = attribute(sign, OtherAttempts::Untried, ClientState::Reading);
         match (evidence, &failure.problem) {
+            // Its role is changing or has changed; it is free for legs of the new one.
+            (_, LegProblem::NotAdmitted(_)) => {}
             (Evidence::Load, problem) => {
                 let requested =
                     problem.error_answer().and_then(|v| v.retry_delay(proxy.wall_now()));

@@ -25,6 +25,8 @@ pub struct ConfigFile {
     named: Vec<PathBuf>,
     /// Versions of the settings file and of the named files.
     versions: Settling<Vec<Stamp>>,
+    /// Version of the settings file alone at the last check.
+    own: Stamp,
     revisions: mpsc::Sender<Revision>,
     updates: mpsc::Sender<FleetUpdate>,
 }
@@ -48,22 +50,26 @@ impl ConfigFile {
         let settings = proxy.settings.load();
         let path = settings.values.file.clone()?;
         let named = named(&settings.values);
-        let stamps = stamps(&path, &named);
+        let (own, stamps) = (stamp(&path), stamps(&path, &named));
         // A change after the start of the process, which takes seconds, is found by the first
         // check.
         let read = if is_in_force(&path, &settings.values) { stamps } else { Vec::new() };
         let versions = Settling::at(read);
         let proxy = Arc::clone(proxy);
-        Some(ConfigFile { proxy, path, named, versions, revisions, updates })
+        Some(ConfigFile { proxy, path, named, versions, own, revisions, updates })
     }
 
     /// Reads the file if `forced`, or if it or a named file has changed and is due. If there are
     /// errors, all are reported and the settings in force stay.
     pub async fn check(&mut self, forced: bool) {
         let now = stamps(&self.path, &self.named);
-        let is_readable = now.first().is_some_and(Option::is_some);
+        let own = now.first().cloned().flatten();
+        let rests = own.is_some() && own == self.own;
+        self.own = own;
+        // A named file that changes all the time does not delay the others. A settings file that is
+        // still being written may be a valid part of itself.
         let change = self.versions.check(now.clone());
-        let is_due = is_readable && matches!(change, Change::Settled | Change::Overdue);
+        let is_due = rests && matches!(change, Change::Settled | Change::Overdue);
         if !forced && !is_due {
             return;
         }
@@ -91,6 +97,9 @@ impl ConfigFile {
     async fn put_in_force(&mut self, verified: Verified, trigger: Trigger) {
         let Verified { settings, secrets, models } = verified;
         let in_force = self.proxy.settings.load_full();
+        // A name that does not resolve now keeps its addresses.
+        let backends = expand::as_in_force(settings.backends, &in_force.values.backends);
+        let settings = Settings { backends, ..settings };
         let Reloaded { settings, changed, needs_restart } = reload(&in_force.values, settings);
         let backends = settings.backends.iter().cloned().map(Ok).collect();
         let level = settings.log.level.clone();

@@ -131,14 +131,15 @@ async fn look_up(target: &ServiceTarget, servers: &[SocketAddr]) -> Option<Vec<I
         return Some(found.map(|address| address.ip()).collect());
     }
     // The system's resolver does not tell a missing name from a failure of its servers.
+    let (mut known, mut failed) = (Vec::new(), false);
     for kind in [A, AAAA] {
         match ask_any(&target.host, kind, servers).await {
-            Ok(answer) if answer.addresses.is_empty() => {}
+            Ok(answer) => known.extend(answer.addresses.into_iter().map(|(_, ip)| ip)),
             Err(LookupError::Answer(AnswerError::NoName)) => {}
-            Ok(_) | Err(_) => return None,
+            Err(_) => failed = true,
         }
     }
-    Some(Vec::new())
+    (!failed || !known.is_empty()).then_some(known)
 }
 
 /// Asks the servers in order, until one knows the name or that it does not exist.

@@ -118,8 +118,10 @@ impl EventRelay {
             error: false,
             probe_requested: false,
         };
+        let is_error = seen.error;
         relay.count(seen, now);
-        relay.first = Some(relay.clean(first));
+        let first = relay.clean(first);
+        relay.first = Some(relay.without_quoted(first, is_error));
         relay
     }
 
@@ -194,7 +196,12 @@ impl EventRelay {
         }
         self.count(seen, now);
         let chunk = self.clean(chunk);
-        match seen.error && self.redactor.is_some() {
+        self.without_quoted(chunk, seen.error)
+    }
+
+    /// Removes hand-off members that the text of an error quotes.
+    fn without_quoted(&self, chunk: Bytes, is_error: bool) -> Bytes {
+        match is_error && self.redactor.is_some() {
             true => match redact_error(&chunk) {
                 Cow::Owned(clean) => Bytes::from(clean),
                 Cow::Borrowed(_) => chunk,

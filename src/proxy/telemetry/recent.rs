@@ -28,6 +28,8 @@ const READS_MAX: usize = 1000;
 
 /// A request that has ended: the values of its [`RequestLog`].
 pub struct RecentRequest {
+    /// Number of requests that were written before it.
+    written: usize,
     pub live: Arc<InflightRequest>,
     pub endpoint: &'static str,
     /// Holder of the API key; empty without keys.
@@ -80,9 +82,9 @@ impl Recent {
         if !self.is_on() {
             return;
         }
-        let ended = RecentRequest::of(log, considered, reported);
-        let slot = self.written.fetch_add(1, Relaxed) % self.slots.len();
-        self.slots[slot].put(Arc::new(ended));
+        let written = self.written.fetch_add(1, Relaxed);
+        let ended = RecentRequest { written, ..RecentRequest::of(log, considered, reported) };
+        self.slots[written % self.slots.len()].put(Arc::new(ended));
     }
 
     /// At most `count` requests, the latest first.
@@ -115,10 +117,12 @@ impl RingSlot {
     fn read(&self) -> Option<Arc<RecentRequest>> {
         for _ in 0..READS_MAX {
             if let Some(ended) = self.0.take() {
-                let other = self.0.swap(Some(Arc::clone(&ended)));
-                // A request that was put meanwhile stays. Another reader may put an older one.
-                if other.as_ref().is_some_and(|other| other.live.id.0 > ended.live.id.0) {
-                    drop(self.0.swap(other));
+                // A request that was put meanwhile stays. Another reader may have put an older one.
+                let mut last = Arc::clone(&ended);
+                while let Some(other) = self.0.swap(Some(Arc::clone(&last)))
+                    && other.written > last.written
+                {
+                    last = other;
                 }
                 return Some(ended);
             }
@@ -136,6 +140,7 @@ impl RecentRequest {
     ) -> Self {
         let accepted = log.accepted;
         RecentRequest {
+            written: 0,
             live: Arc::clone(log.live),
             endpoint: accepted.endpoint.as_str(),
             tenant: accepted.tenant.as_str().into(),
@@ -179,6 +184,7 @@ mod tests {
             Targets::default(),
         );
         RecentRequest {
+            written: id as usize,
             live: Arc::new(live),
             endpoint: "chat",
             tenant: "".into(),

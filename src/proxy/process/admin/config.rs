@@ -5,8 +5,8 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
+use tidegate_settings::Settings;
 use tidegate_settings::reload::reload;
-use tidegate_settings::{BackendSettings, Settings};
 
 use super::{AdminApp, Answer, body_of, json, problem};
 use crate::backends::expand;
@@ -103,25 +103,9 @@ fn check(in_force: &Settings, text: &str) -> CheckView {
         Ok(verified) => verified,
         Err(errors) => return failed(errors),
     };
-    let backends = as_expanded(verified.settings.backends, &in_force.backends);
+    // A request must not make this machine ask a name server.
+    let backends = expand::as_in_force(verified.settings.backends, &in_force.backends);
     let reloaded = reload(in_force, Settings { backends, ..wanted });
     let (changes, needs_restart) = (reloaded.changed, reloaded.needs_restart);
     CheckView { ok: true, errors: Vec::new(), changes, needs_restart }
-}
-
-/// Replaces each entry with `expand` by the backends in force that were made of it. A request must not
-/// make this machine ask a name server, so that the addresses in force count as those of the name.
-fn as_expanded(wanted: Vec<BackendSettings>, in_force: &[BackendSettings]) -> Vec<BackendSettings> {
-    let mut all = Vec::with_capacity(wanted.len());
-    for backend in wanted {
-        let made: Vec<&BackendSettings> = in_force
-            .iter()
-            .filter(|one| backend.expand && expand::is_made_of(one, &backend))
-            .collect();
-        match made.is_empty() {
-            true => all.push(backend),
-            false => all.extend(made.into_iter().cloned()),
-        }
-    }
-    all
 }
