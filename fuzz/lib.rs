@@ -20,7 +20,7 @@ use tidegate_http1::{
 use tidegate_signals::engine::EngineReading;
 use tidegate_signals::facts::Facts;
 use tidegate_signals::kv::event::KvBatch;
-use tidegate_signals::kv::mirror::{Change, KvMirror};
+use tidegate_signals::kv::mirror::{BlockChange, KvMirror};
 use tidegate_signals::{loads, orca, prometheus};
 use tidegate_types::Tokens;
 
@@ -226,9 +226,9 @@ pub fn kv_events(input: &[u8]) {
         let Ok(batch) = KvBatch::decode(message) else { continue };
         for event in &batch.events {
             mirror.apply(event, &mut |change| match change {
-                Change::Held(hash) => assert!(held.insert(hash)),
-                Change::Gone(hash) => assert!(held.remove(&hash)),
-                Change::Cleared => held.clear(),
+                BlockChange::Held(hash) => assert!(held.insert(hash)),
+                BlockChange::Gone(hash) => assert!(held.remove(&hash)),
+                BlockChange::Cleared => held.clear(),
             });
             assert!(mirror.len() <= BLOCKS_MAX);
         }
