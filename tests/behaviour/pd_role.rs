@@ -10,43 +10,13 @@ use crate::fleet::Emulated;
 use crate::proxy::{Engine, Proxy};
 
 async fn launched(count: u16, role: PdRole) -> Emulated {
-    with(EmulatorConfig { count, pd_role: Some(role), ..EmulatorConfig::default() }).await
-}
-
-async fn with(config: EmulatorConfig) -> Emulated {
-    Emulated::with(config).await
+    Emulated::with(EmulatorConfig { count, pd_role: Some(role), ..EmulatorConfig::default() }).await
 }
 
 fn backend(name: &'static str, url: String, role: &str) -> Engine {
     let more =
         format!("engine = \"vllm\"\nconnector = \"nixl\"\nrole_switch = true\nrole = \"{role}\"\n");
     Engine { name, url, more: more.leak() }
-}
-
-async fn role_of(proxy: &Proxy, name: &str) -> String {
-    let fleet = proxy.admin("/v1/fleet").await;
-    let of = fleet["backends"].as_array().unwrap().iter().find(|b| b["name"] == name).unwrap();
-    of["role"].as_str().unwrap().to_owned()
-}
-
-async fn takes(proxy: &Proxy, name: &str, role: &str) {
-    for _ in 0..500 {
-        if role_of(proxy, name).await == role {
-            return;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    panic!("{name} is {}, not {role}", role_of(proxy, name).await);
-}
-
-async fn notes(proxy: &Proxy, result: &str) {
-    for _ in 0..500 {
-        if proxy.admin("/v1/plan/history").await.to_string().contains(result) {
-            return;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    panic!("the journal has no entry {result}");
 }
 
 async fn flip(proxy: &Proxy, name: &str, role: &str) {
@@ -58,6 +28,15 @@ async fn ask(proxy: &Proxy, engines: &Emulated, prompt: usize, output: usize) {
     let answer = proxy.post("/v1/chat/completions", &engines.chat(true, prompt, output)).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
     assert!(answer.body.ends_with("data: [DONE]\n\n"), "{}", answer.body);
+}
+
+/// Two prefill engines of `p` and a decode engine of `d`.
+fn prefill_and_decode(p: &Emulated, d: &Emulated) -> [Engine; 3] {
+    [
+        backend("p0", p.url(0), "prefill"),
+        backend("p1", p.url(1), "prefill"),
+        backend("d", d.url(0), "decode"),
+    ]
 }
 
 /// The engine's own role and epoch.
@@ -76,23 +55,19 @@ async fn switch_directly(engines: &Emulated, engine: usize, role: &str, epoch: u
 async fn a_flip_sets_the_engines_role_and_each_leg_names_it() {
     let p = launched(2, PdRole::Prefill).await;
     let d = launched(1, PdRole::Decode).await;
-    let engines = [
-        backend("p0", p.url(0), "prefill"),
-        backend("p1", p.url(1), "prefill"),
-        backend("d", d.url(0), "decode"),
-    ];
+    let engines = prefill_and_decode(&p, &d);
     let proxy = Proxy::start("", &engines).await;
     let switching = async {
         until("it decodes", || d.stats(0).running == 1).await;
         flip(&proxy, "p0", "decode").await;
-        takes(&proxy, "p0", "decode").await;
+        proxy.takes_role("p0", "decode").await;
         flip(&proxy, "d", "prefill").await;
         for prompt in 610..616 {
             ask(&proxy, &p, prompt, 8).await;
         }
     };
     tokio::join!(ask(&proxy, &p, 600, 400), switching);
-    takes(&proxy, "d", "prefill").await;
+    proxy.takes_role("d", "prefill").await;
     assert_eq!(reported(&p, 0).await, ("decode".to_owned(), 1));
     assert_eq!(reported(&d, 0).await, ("prefill".to_owned(), 1));
     for prompt in 620..626 {
@@ -108,11 +83,7 @@ async fn a_flip_sets_the_engines_role_and_each_leg_names_it() {
 async fn an_engine_that_another_router_has_switched_loses_no_request() {
     let p = launched(2, PdRole::Prefill).await;
     let d = launched(1, PdRole::Decode).await;
-    let engines = [
-        backend("p0", p.url(0), "prefill"),
-        backend("p1", p.url(1), "prefill"),
-        backend("d", d.url(0), "decode"),
-    ];
+    let engines = prefill_and_decode(&p, &d);
     let proxy = Proxy::start("", &engines).await;
     ask(&proxy, &p, 600, 4).await;
     proxy.settles().await;
@@ -141,8 +112,9 @@ async fn an_engine_that_cannot_drain_keeps_its_role_and_a_failed_one_is_quaranti
         pd_role_drain_max: drain_max,
         ..EmulatorConfig::default()
     };
-    let p = with(config.clone()).await;
-    let failing = with(EmulatorConfig { count: 1, pd_role_commit_fails: true, ..config }).await;
+    let p = Emulated::with(config.clone()).await;
+    let failing =
+        Emulated::with(EmulatorConfig { count: 1, pd_role_commit_fails: true, ..config }).await;
     let d = launched(1, PdRole::Decode).await;
     let engines = [
         backend("held", p.url(0), "prefill"),
@@ -160,12 +132,12 @@ async fn an_engine_that_cannot_drain_keeps_its_role_and_a_failed_one_is_quaranti
     held.headers_mut().insert("x-vllm-pd-epoch", HeaderValue::from_static("0"));
     assert_eq!(send(p.address(0), held).await.status, 200);
     flip(&proxy, "held", "decode").await;
-    notes(&proxy, "restored").await;
-    takes(&proxy, "held", "prefill").await;
+    proxy.journals("restored").await;
+    proxy.takes_role("held", "prefill").await;
     assert_eq!(reported(&p, 0).await, ("prefill".to_owned(), 0));
     flip(&proxy, "failing", "decode").await;
-    notes(&proxy, "quarantined").await;
-    assert_eq!(role_of(&proxy, "failing").await, "draining");
+    proxy.journals("quarantined").await;
+    assert_eq!(proxy.role_of("failing").await, "draining");
     for prompt in 600..604 {
         ask(&proxy, &p, prompt, 4).await;
     }
@@ -175,19 +147,15 @@ async fn an_engine_that_cannot_drain_keeps_its_role_and_a_failed_one_is_quaranti
 async fn a_restarted_engine_has_its_launch_role_again() {
     let mut p = launched(2, PdRole::Prefill).await;
     let d = launched(1, PdRole::Decode).await;
-    let engines = [
-        backend("p0", p.url(0), "prefill"),
-        backend("p1", p.url(1), "prefill"),
-        backend("d", d.url(0), "decode"),
-    ];
+    let engines = prefill_and_decode(&p, &d);
     let proxy = Proxy::start("[probe]\ninterval_seconds = 0.1\n", &engines).await;
     flip(&proxy, "p0", "decode").await;
-    takes(&proxy, "p0", "decode").await;
+    proxy.takes_role("p0", "decode").await;
     p.kill(0).await;
     ask(&proxy, &p, 600, 4).await;
     p.revive(0).await;
-    takes(&proxy, "p0", "prefill").await;
-    notes(&proxy, "adopted").await;
+    proxy.takes_role("p0", "prefill").await;
+    proxy.journals("adopted").await;
     for prompt in 610..618 {
         ask(&proxy, &p, prompt, 4).await;
     }
@@ -204,9 +172,9 @@ async fn an_engine_without_the_endpoint_changes_its_role_by_routing() {
     let proxy = Proxy::start("", &engines).await;
     ask(&proxy, &e, 600, 4).await;
     flip(&proxy, "e0", "decode").await;
-    takes(&proxy, "e0", "decode").await;
+    proxy.takes_role("e0", "decode").await;
     flip(&proxy, "e2", "prefill").await;
-    takes(&proxy, "e2", "prefill").await;
+    proxy.takes_role("e2", "prefill").await;
     for prompt in 610..614 {
         ask(&proxy, &e, prompt, 4).await;
     }

@@ -3,6 +3,7 @@
 use serde_json::Value;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
 use tidegate_proxy::Running;
 use tidegate_proxy::what_if::Simulator;
 use tidegate_settings::Settings;
@@ -221,7 +222,7 @@ impl Proxy {
                 if holds(&backend) {
                     return backend;
                 }
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
         within(waiting).await
@@ -249,6 +250,35 @@ impl Proxy {
     pub async fn set_role(&self, backend: &str, body: &str) -> Answer {
         let path = format!("/v1/backends/{backend}/role");
         send(self.admin, post(&path, body.to_owned())).await
+    }
+
+    /// Returns the role of a backend in `/v1/fleet`.
+    pub async fn role_of(&self, backend: &str) -> String {
+        let fleet = self.admin("/v1/fleet").await;
+        let mut all = fleet["backends"].as_array().unwrap().iter();
+        all.find(|b| b["name"] == backend).unwrap()["role"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until a backend has this role.
+    pub async fn takes_role(&self, backend: &str, role: &str) {
+        for _ in 0..500 {
+            if self.role_of(backend).await == role {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{backend} is {}, not {role}", self.role_of(backend).await);
+    }
+
+    /// Waits until the plan history has an entry with this result.
+    pub async fn journals(&self, result: &str) {
+        for _ in 0..500 {
+            if self.admin("/v1/plan/history").await.to_string().contains(result) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the journal has no entry {result}");
     }
 
     /// Returns whether every counter is zero.
@@ -318,7 +348,7 @@ impl Proxy {
     pub async fn has(&self, names: &[&str]) {
         let waiting = async {
             while self.names().await != names {
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
         within(waiting).await;

@@ -125,32 +125,6 @@ fn switchable(name: &'static str, url: String, role: &str, bootstrap_port: u16) 
     Engine { name, url, more: more.leak() }
 }
 
-async fn role_of(proxy: &Proxy, backend: &str) -> String {
-    let fleet = proxy.admin("/v1/fleet").await;
-    let of = fleet["backends"].as_array().unwrap().iter().find(|b| b["name"] == backend).unwrap();
-    of["role"].as_str().unwrap().to_owned()
-}
-
-async fn takes(proxy: &Proxy, backend: &str, role: &str) {
-    for _ in 0..500 {
-        if role_of(proxy, backend).await == role {
-            return;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    panic!("{backend} is {}, not {role}", role_of(proxy, backend).await);
-}
-
-async fn notes(proxy: &Proxy, result: &str) {
-    for _ in 0..500 {
-        if proxy.admin("/v1/plan/history").await.to_string().contains(result) {
-            return;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    panic!("the journal has no entry {result}");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_switch_drains_the_engine_calls_it_and_loses_nothing() {
     let p = Emulated::of(2, EmulatedEngine::Sglang(SglangMode::Prefill)).await;
@@ -171,18 +145,18 @@ async fn a_role_switch_drains_the_engine_calls_it_and_loses_nothing() {
     let switching = async {
         until("it decodes", || d.stats(0).running == 1).await;
         assert!(proxy.set_role("p0", "{\"role\":\"decode\"}").await.status.is_success());
-        takes(&proxy, "p0", "decode").await;
+        proxy.takes_role("p0", "decode").await;
         let set = proxy.set_role("d", "{\"role\":\"prefill\"}").await;
         assert!(set.status.is_success(), "{} {}", set.body, proxy.admin("/v1/plan/history").await);
         let twice = proxy.set_role("d", "{\"role\":\"prefill\"}").await;
         assert_eq!(twice.status.as_u16(), 409, "{}", twice.body);
-        assert_eq!(role_of(&proxy, "d").await, "draining");
+        assert_eq!(proxy.role_of("d").await, "draining");
         for prompt in 610..616 {
             ask(prompt, 8).await;
         }
     };
     tokio::join!(ask(600, 400), switching);
-    takes(&proxy, "d", "prefill").await;
+    proxy.takes_role("d", "prefill").await;
     assert!(p.stats(0).transfers_in >= 6, "the engine switched to decode pulled KV");
     // More concurrent requests than go to the engine whose prefills are known to be fast.
     let four = async |at| tokio::join!(ask(at, 4), ask(at + 1, 4), ask(at + 2, 4), ask(at + 3, 4));
@@ -219,7 +193,7 @@ async fn the_planner_switches_an_engine_after_a_lasting_shift() {
     while let Some(done) = load.join_next().await {
         assert_eq!(done.unwrap(), 200);
     }
-    notes(&proxy, "switched").await;
+    proxy.journals("switched").await;
     let history = proxy.admin("/v1/plan/history").await;
     let flip = &history[0];
     assert_eq!((&flip["cause"], &flip["result"]), (&"prefill_short".into(), &"draining".into()));
@@ -249,7 +223,7 @@ async fn an_engine_that_fails_to_switch_is_restored_or_quarantined() {
         // A decode peer is queried for its graphs first; it reports none.
         let answer = proxy.set_role("p", "{\"role\":\"decode\"}").await;
         assert!(answer.status.is_success(), "{}", answer.body);
-        notes(&proxy, result).await;
-        assert_eq!(role_of(&proxy, "p").await, role);
+        proxy.journals(result).await;
+        assert_eq!(proxy.role_of("p").await, role);
     }
 }

@@ -25,8 +25,6 @@ pub struct ConfigFile {
     named: Vec<PathBuf>,
     /// Versions of the settings file and of the named files.
     versions: Settling<Vec<Stamp>>,
-    /// Version of the settings file alone at the last check.
-    own: Stamp,
     revisions: mpsc::Sender<Revision>,
     updates: mpsc::Sender<FleetUpdate>,
 }
@@ -50,22 +48,21 @@ impl ConfigFile {
         let settings = proxy.settings.load();
         let path = settings.values.file.clone()?;
         let named = named(&settings.values);
-        let (own, stamps) = (stamp(&path), stamps(&path, &named));
+        let stamps = stamps(&path, &named);
         // A change after the start of the process, which takes seconds, is found by the first
         // check.
         let read = if is_in_force(&path, &settings.values) { stamps } else { Vec::new() };
         let versions = Settling::at(read);
         let proxy = Arc::clone(proxy);
-        Some(ConfigFile { proxy, path, named, versions, own, revisions, updates })
+        Some(ConfigFile { proxy, path, named, versions, revisions, updates })
     }
 
     /// Reads the file if `forced`, or if it or a named file has changed and is due. If there are
     /// errors, all are reported and the settings in force stay.
     pub async fn check(&mut self, forced: bool) {
         let now = stamps(&self.path, &self.named);
-        let own = now.first().cloned().flatten();
-        let rests = own.is_some() && own == self.own;
-        self.own = own;
+        let is_readable = now.first().is_some_and(Option::is_some);
+        let rests = is_readable && now.first() == self.versions.seen().first();
         // A named file that changes all the time does not delay the others. A settings file that is
         // still being written may be a valid part of itself.
         let change = self.versions.check(now.clone());

@@ -47,6 +47,11 @@ impl<Version: Clone + PartialEq> Settling<Version> {
         Settling { seen: read.clone(), read, changing: 0 }
     }
 
+    /// The version of the last check, or the one that was read since.
+    pub fn seen(&self) -> &Version {
+        &self.seen
+    }
+
     /// Compares the version of a check.
     pub fn check(&mut self, now: Version) -> Change {
         let is_same = now == self.seen;
